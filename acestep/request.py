@@ -1,0 +1,158 @@
+"""`GenerationRequest`: one song asked for, validated and complete. The noun that flows through everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from acestep.errors import InvalidRequestError
+from acestep.frames import num_latent_frames
+from acestep.problems import Problem, nearest, problems_of
+
+MAX_SEED = 2**64 - 1
+SOUND_VERSION = 1
+"""Raised whenever the code changes what a request sounds like beyond rounding; part of every fingerprint."""
+
+LANGUAGES = (
+    *("en", "de", "fr", "es", "it", "pt", "pl", "tr", "ru"),
+    *("cs", "nl", "ar", "zh", "ja", "hu", "ko", "hi"),
+)
+"""The languages that the lyric vocabulary has a token for."""
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+class GenerationRequest(BaseModel):
+    """One song: what to make and how. Every field but `prompt` has the default of the model's authors or ours.
+
+    Arrow and numpy scalars are as good as Python's; `None` means the default. Validation reports every problem
+    at once, see `GenerationRequest.parse`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    id: str | None = Field(default=None, description="Name of the song in a catalog; free text.", max_length=512)
+    prompt: str = Field(
+        description="Tags or a sentence: style, instruments, mood, voice.", min_length=1, max_length=4096
+    )
+    lyrics: str = Field(
+        default="", description="Lines with structure tags such as [verse]; empty: instrumental.", max_length=32_768
+    )
+    language: str = Field(default="auto", description="Language of the lyrics: a code, auto (whole song) or per-line.")
+    duration: float = Field(default=30.0, description="Length in seconds.", ge=1, le=240)
+    seed: int | None = Field(
+        default=None,
+        description="Seed of the noise; none: drawn (a catalog derives it from the id).",
+        ge=0,
+        le=MAX_SEED,
+    )
+    num_inference_steps: int = Field(
+        default=27, description="Denoising steps: 27 is fast, 40 balanced, 60 best.", ge=1, le=200
+    )
+    guidance_scale: float = Field(default=15.0, description="Strength of the guidance; 1 or less: none.", ge=0, le=100)
+    scheduler: Literal["euler", "heun", "pingpong"] = Field(default="euler", description="The stepper.")
+    guidance: Literal["apg", "cfg", "cfg_star"] = Field(default="apg", description="The kind of guidance.")
+    guidance_interval: Unit = Field(default=0.5, description="Share of the steps, in the middle, that are guided.")
+    guidance_interval_decay: Unit = Field(
+        default=0.0, description="How far the scale falls over the interval, towards min_guidance_scale."
+    )
+    min_guidance_scale: float = Field(default=3.0, description="Where a decaying scale ends.", ge=0, le=100)
+    omega_scale: float = Field(
+        default=10.0, description="Granularity: rescales each step about its mean.", ge=-100, le=100
+    )
+    use_erg_tag: bool = Field(default=True, description="Unguided branch sees a weakened prompt, not none.")
+    use_erg_lyric: bool = Field(default=True, description="Unguided branch sees weakened lyrics, not none.")
+    use_erg_diffusion: bool = Field(default=True, description="Unguided branch has weakened attention.")
+    sample_rate: Literal[44100, 48000] = Field(default=44100, description="Hz; 44,100 is what the model makes.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _unwrap(cls, value: Any) -> Any:
+        """Arrow and numpy scalars become Python's."""
+        if hasattr(value, "as_py"):
+            value = value.as_py()
+        if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+            value = value.item()
+        return value
+
+    @field_validator("lyrics", mode="before")
+    @classmethod
+    def _no_lyrics(cls, value: Any) -> Any:
+        return "" if value is None else value
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("it must say something: tags or a sentence")
+        return value
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed_is_a_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"it must be a whole number from 0 to {MAX_SEED}")
+        return value
+
+    @field_validator("language")
+    @classmethod
+    def _known_language(cls, value: str) -> str:
+        allowed = ("auto", "per-line", *LANGUAGES)
+        if value not in allowed:
+            hint = nearest(value, allowed)
+            raise ValueError(f"allowed: {', '.join(allowed)}" + (f"; {hint}" if hint else ""))
+        return value
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> GenerationRequest:
+        """A request from plain values; `None` means the default.
+
+        Raises:
+            InvalidRequestError: with every problem of every field.
+        """
+        try:
+            return cls.model_validate({name: value for name, value in values.items() if value is not None})
+        except ValidationError as error:
+            raise InvalidRequestError(problems_of(error, cls)) from None
+
+    @property
+    def num_frames(self) -> int:
+        """Latent frames T: the cost of the request."""
+        return num_latent_frames(self.duration)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any guidance happens at all."""
+        return self.guidance_scale > 1.0 and self.guidance_interval > 0
+
+    def batch_key(self) -> tuple:
+        """Requests with equal keys may share a pass; scales, lengths, texts and seeds may differ within it."""
+        return (
+            *(self.num_inference_steps, self.scheduler, self.guidance, self.is_guided, self.guidance_interval),
+            *(self.use_erg_tag, self.use_erg_lyric, self.use_erg_diffusion, self.sample_rate),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Every resolved field that changes the sound: all but `id`."""
+        return self.model_dump(exclude={"id"})
+
+    def fingerprint(self, model: str, rendition: str = "") -> str:
+        """16 hex digits that name the sound: settings, code version, `model` fingerprint and `rendition` (file format).
+
+        Raises:
+            InvalidRequestError: when the seed is still open, for then the sound is too.
+        """
+        if self.seed is None:
+            raise InvalidRequestError([Problem("seed", None, "a fingerprint needs one")])
+        what = {"sound": SOUND_VERSION, "model": model, "rendition": rendition, **self.settings()}
+        text = json.dumps(what, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def derived_seed(*parts: str | int) -> int:
+    """A seed that depends on `parts` alone, so that a run without seeds can be repeated."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big")

@@ -1,0 +1,99 @@
+"""`GenerationResult`: one song made, with all that is needed to make it again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from acestep.request import GenerationRequest
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which weights made a song."""
+
+    name: str
+    fingerprint: str
+    """sha256 over the checkpoint's files and the compute dtype."""
+    dtype: str
+    random_weights: bool = False
+    """True for a checkpoint that was never trained: what it makes is noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """One finished song.
+
+    Attributes:
+        request: the request with nothing left open (its `seed` is the one used).
+        waveform: float32 `[2, W]` on the CPU, nominally in -1..1.
+        sample_rate: Hz.
+        latents: float32 `[8, 16, T]` on the CPU, what the waveform was decoded from.
+        timings: seconds by stage for the batch that the song was in.
+        batch_size: songs in that batch.
+        warnings: what the author of the request may want to know.
+    """
+
+    request: GenerationRequest
+    waveform: torch.Tensor
+    sample_rate: int
+    latents: torch.Tensor
+    model: ModelInfo
+    timings: dict[str, float] = field(default_factory=dict)
+    batch_size: int = 1
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        """The seed used."""
+        assert self.request.seed is not None
+        return self.request.seed
+
+    @property
+    def duration(self) -> float:
+        """Seconds made, a whole number of latent frames: up to 93 ms less than asked."""
+        return self.waveform.shape[-1] / self.sample_rate
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every resolved setting, as `GenerationRequest(**settings)` takes them."""
+        return self.request.settings()
+
+    def save(self, path: str | os.PathLike[str], **options: Any) -> str:
+        """Write the song to a local path or fsspec URL; the extension names the format.
+
+        `.mp3` (320 kbps), `.wav`, `.flac`, `.ogg`, `.opus`; `options` are those of `acestep.audio.AudioFormat`.
+        The file appears whole or not at all.
+
+        Raises:
+            AudioFormatError: for an unknown extension or an option that the format does not have.
+        """
+        from acestep.audio import save_audio
+
+        return save_audio(self.waveform, self.sample_rate, path, tags=self.tags(), **options)
+
+    def tags(self) -> dict[str, str]:
+        """What the file says of itself: ASCII, and short enough for every container."""
+        import json
+
+        facts = {"id": self.request.id, "seed": self.seed, "model": self.model.name, "ai_generated": True}
+        if self.model.random_weights:
+            facts["random_weights"] = True
+        return {
+            "title": (self.request.id or self.request.prompt)[:100],
+            "software": "acestep",
+            "comment": json.dumps(facts, ensure_ascii=True),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFailure:
+    """One request that could not be made; its batch-mates were."""
+
+    request: GenerationRequest
+    error_class: str
+    message: str
