@@ -52,7 +52,7 @@ class GenerationRequest(BaseModel):
     num_inference_steps: int = Field(
         default=27, description="Denoising steps: 27 is fast, 40 balanced, 60 best.", ge=1, le=200
     )
-    guidance_scale: float = Field(default=15.0, description="Strength of the guidance; 1 or less: none.", ge=0, le=100)
+    guidance_scale: float = Field(default=15.0, description="Strength of the guidance; 0 and 1: none.", ge=0, le=100)
     scheduler: Literal["euler", "heun", "pingpong"] = Field(default="euler", description="The stepper.")
     guidance: Literal["apg", "cfg", "cfg_star"] = Field(default="apg", description="The kind of guidance.")
     guidance_interval: Unit = Field(default=0.5, description="Share of the steps, in the middle, that are guided.")
@@ -126,7 +126,7 @@ class GenerationRequest(BaseModel):
     @property
     def is_guided(self) -> bool:
         """Whether any guidance happens at all."""
-        return self.guidance_scale > 1.0 and self.guidance_interval > 0
+        return self.guidance_scale not in (0.0, 1.0) and self.guidance_interval > 0
 
     def batch_key(self) -> tuple:
         """Requests with equal keys may share a pass; scales, lengths, texts and seeds may differ within it."""

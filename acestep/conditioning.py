@@ -1,0 +1,123 @@
+"""From requests to what the transformer attends to: tokens on the CPU, then hidden states on the device.
+
+Each item keeps its own condition positions: the sequence [speaker | text | lyrics] is packed without the padding
+that a batch puts between text and lyrics, since rope would otherwise shift the lyrics by their neighbours' prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from acestep.models.transformer import ACEStepTransformer, Condition
+from acestep.request import GenerationRequest
+from acestep.sampling.denoise import erg_query_scale
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from acestep.lyrics.tokenizer import LyricTokenizer
+    from acestep.models.prompt_encoder import PromptEncoder
+
+MAX_PROMPT_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One request's token ids."""
+
+    prompt_ids: tuple[int, ...]
+    lyric_ids: tuple[int, ...]
+    """Empty for an instrumental song."""
+    warnings: tuple[str, ...] = ()
+
+
+def tokenize(request: GenerationRequest, prompt_tokenizer: Tokenizer, lyric_tokenizer: LyricTokenizer) -> Tokens:
+    """Token ids of a request: work for a CPU, done ahead of the device's.
+
+    Raises:
+        InvalidRequestError: for lyrics beyond what the model was trained on.
+    """
+    encoding = prompt_tokenizer.encode(request.prompt)
+    ids, warnings = list(encoding.ids), []
+    if len(ids) > MAX_PROMPT_TOKENS:
+        kept = encoding.offsets[MAX_PROMPT_TOKENS - 2][1]
+        warnings.append(
+            f"prompt: {len(ids)} tokens, the model reads {MAX_PROMPT_TOKENS}; not read: {request.prompt[kept:].strip()!r}"
+        )
+        ids = ids[: MAX_PROMPT_TOKENS - 1] + ids[-1:]  # the end token stays, as in transformers' truncation
+    lyrics = lyric_tokenizer.encode(request.lyrics, request.language)
+    return Tokens(tuple(ids), () if lyrics.is_instrumental else lyrics.ids, (*warnings, *lyrics.warnings))
+
+
+def encode_condition(
+    prompt_encoder: PromptEncoder,
+    transformer: ACEStepTransformer,
+    requests: Sequence[GenerationRequest],
+    tokens: Sequence[Tokens],
+) -> Condition:
+    """The condition of requests that share a `batch_key`: their rows, then those of their unconditional twins."""
+    device = transformer.lyric_embs.weight.device
+    prompt_ids, prompt_mask = _padded([item.prompt_ids for item in tokens], device)
+    # Without lyrics the original hands in one id 0 that is masked; packing drops it again.
+    lyric_ids, lyric_mask = _padded([item.lyric_ids for item in tokens], device)
+    count, first = len(requests), requests[0]
+    weakened = None
+    if first.is_guided and first.use_erg_tag:
+        text = prompt_encoder(prompt_ids.repeat(2, 1), prompt_mask.repeat(2, 1), erg_query_scale(count, device))
+        text, weakened = text[:count], text[count:]
+    else:
+        text = prompt_encoder(prompt_ids, prompt_mask)
+    return condition_rows(transformer, requests, text, prompt_mask, lyric_ids, lyric_mask, weakened_text=weakened)
+
+
+def condition_rows(
+    transformer: ACEStepTransformer,
+    requests: Sequence[GenerationRequest],
+    text: torch.Tensor,
+    text_mask: torch.Tensor,
+    lyric_ids: torch.Tensor,
+    lyric_mask: torch.Tensor,
+    *,
+    weakened_text: torch.Tensor | None = None,
+) -> Condition:
+    """The condition from encoded prompts `[B, S, E]` and lyric ids `[B, L]`, with twins if the requests are guided.
+
+    A twin has the weakened text (zeros if there is none) and weakened lyrics (ids of zero if `use_erg_lyric` is off).
+    """
+    count, first = len(requests), requests[0]
+    text = text.to(transformer.genre_embedder.weight.dtype)
+    if not first.is_guided:
+        return transformer.condition(*pack(*transformer.encode(text, text_mask, lyric_ids, lyric_mask)))
+    twin_text = torch.zeros_like(text) if weakened_text is None else weakened_text.to(text.dtype)
+    twin_ids = lyric_ids if first.use_erg_lyric else torch.zeros_like(lyric_ids)
+    hidden, mask = transformer.encode(
+        torch.cat([text, twin_text]),
+        text_mask.repeat(2, 1),
+        torch.cat([lyric_ids, twin_ids]),
+        lyric_mask.repeat(2, 1),
+        lyric_query_scale=erg_query_scale(count, text.device) if first.use_erg_lyric else None,
+    )
+    return transformer.condition(*pack(hidden, mask))
+
+
+def pack(hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move each row's real tokens to the front and cut what no row needs: `[B, N, E]`, `[B, N]` -> N no longer."""
+    length = int(mask.sum(dim=1).max())
+    order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :length]
+    packed = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
+    return packed, mask.gather(1, order)
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as `[B, N]` with N at least 1, padded with 0, and their mask."""
+    length = max(1, *(len(row) for row in rows)) if rows else 1
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, : len(row)] = 1
+    return ids.to(device), mask.to(device)
