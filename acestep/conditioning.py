@@ -1,4 +1,4 @@
-"""From requests to what the transformer attends to: tokens on the CPU, then hidden states on the device.
+"""From tokens to what the transformer attends to.
 
 Each item keeps its own condition positions: the sequence [speaker | text | lyrics] is packed without the padding
 that a batch puts between text and lyrics, since rope would otherwise shift the lyrics by their neighbours' prompts.
@@ -7,7 +7,6 @@ that a batch puts between text and lyrics, since rope would otherwise shift the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,42 +14,10 @@ import torch
 from acestep.models.transformer import ACEStepTransformer, Condition
 from acestep.request import GenerationRequest
 from acestep.sampling.denoise import erg_query_scale
+from acestep.tokens import Tokens
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from acestep.lyrics.tokenizer import LyricTokenizer
     from acestep.models.prompt_encoder import PromptEncoder
-
-MAX_PROMPT_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One request's token ids."""
-
-    prompt_ids: tuple[int, ...]
-    lyric_ids: tuple[int, ...]
-    """Empty for an instrumental song."""
-    warnings: tuple[str, ...] = ()
-
-
-def tokenize(request: GenerationRequest, prompt_tokenizer: Tokenizer, lyric_tokenizer: LyricTokenizer) -> Tokens:
-    """Token ids of a request: work for a CPU, done ahead of the device's.
-
-    Raises:
-        InvalidRequestError: for lyrics beyond what the model was trained on.
-    """
-    encoding = prompt_tokenizer.encode(request.prompt)
-    ids, warnings = list(encoding.ids), []
-    if len(ids) > MAX_PROMPT_TOKENS:
-        kept = encoding.offsets[MAX_PROMPT_TOKENS - 2][1]
-        warnings.append(
-            f"prompt: {len(ids)} tokens, the model reads {MAX_PROMPT_TOKENS}; not read: {request.prompt[kept:].strip()!r}"
-        )
-        ids = ids[: MAX_PROMPT_TOKENS - 1] + ids[-1:]  # the end token stays, as in transformers' truncation
-    lyrics = lyric_tokenizer.encode(request.lyrics, request.language)
-    return Tokens(tuple(ids), () if lyrics.is_instrumental else lyrics.ids, (*warnings, *lyrics.warnings))
 
 
 def encode_condition(

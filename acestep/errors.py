@@ -47,6 +47,17 @@ class InvalidAudioError(ACEStepError):
     error_class = "quality"
 
 
+class GenerationError(ACEStepError):
+    """A request that the engine could not make, raised where there is one caller to tell."""
+
+    def __init__(self, message: str, error_class: str = "internal"):
+        super().__init__(message)
+        self.error_class = error_class
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(self), (str(self), self.error_class)
+
+
 class OutOfMemoryError(ACEStepError):
     """A single request that does not fit on the device."""
 

@@ -13,6 +13,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 _SHOWN_CHARACTERS = 60
+_NUMBER_ERRORS = {
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("int_parsing", "int_parsing_size", "int_type", "int_from_float"), "a whole number"),
+}
+_RANGE_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,19 @@ def _problem(item: dict[str, Any], model: type[BaseModel]) -> Problem:
     if kind == "missing":
         return Problem(field, None, "it is required")
     bounds = _bounds(model, location)
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("String should ")
     if kind == "literal_error":
         expected = context.get("expected", message)
         hint = nearest(str(value), [part.strip(" '") for part in expected.replace(" or ", ",").split(",")])
         return Problem(field, value, f"allowed: {expected}" + (f"; {hint}" if hint else ""))
-    allowed = message if kind == "value_error" else f"it must be {message[0].lower() + message[1:]}"
-    return Problem(field, value, allowed + (f" ({bounds})" if bounds else ""))
+    if kind in _RANGE_ERRORS and bounds:
+        return Problem(field, value, f"it must be {bounds}")
+    if kind == "value_error":
+        return Problem(field, value, message)
+    if noun := _NUMBER_ERRORS.get(kind):
+        return Problem(field, value, f"it must be {noun}" + (f", {bounds}" if bounds else ""))
+    must = "it must " if message.startswith("have ") else "it must be "
+    return Problem(field, value, must + message[0].lower() + message[1:])
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
@@ -88,4 +99,4 @@ def _bounds(model: type[BaseModel], location: Sequence[int | str]) -> str:
     low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
     if low is None or high is None:
         return ""
-    return f"allowed: {low:,} to {high:,}"
+    return f"{low:,} to {high:,}"

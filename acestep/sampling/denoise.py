@@ -41,9 +41,7 @@ def denoise(
         name: torch.tensor([float(getattr(request, name)) for request in requests], device=latents.device)
         for name in ("omega_scale", "guidance_scale", "min_guidance_scale", "guidance_interval_decay")
     }
-    stepper = make_stepper(
-        first.scheduler, first.num_inference_steps, settings["omega_scale"], noise.draw, frame_mask
-    )
+    stepper = make_stepper(first.scheduler, first.num_inference_steps, settings["omega_scale"], noise.draw, frame_mask)
     guide = make_guidance(first.guidance)
     guided = guided_steps(first.num_inference_steps, first.guidance_interval) if first.is_guided else range(0)
     alone = condition.rows(count)

@@ -48,7 +48,11 @@ def cfg_star(cond: torch.Tensor, uncond: torch.Tensor, scale: torch.Tensor, zero
 
 
 def double_condition(
-    cond: torch.Tensor, text_only: torch.Tensor, uncond: torch.Tensor, text_scale: torch.Tensor, lyric_scale: torch.Tensor
+    cond: torch.Tensor,
+    text_only: torch.Tensor,
+    uncond: torch.Tensor,
+    text_scale: torch.Tensor,
+    lyric_scale: torch.Tensor,
 ) -> torch.Tensor:
     """Text and lyrics guided apart: `text_only` is the prediction without lyrics."""
     text, lyric = _per_item(text_scale), _per_item(lyric_scale)
@@ -81,7 +85,7 @@ def guided_steps(num_inference_steps: int, interval: float) -> range:
 def decayed_scale(
     scale: torch.Tensor, minimum: torch.Tensor, decay: torch.Tensor, index: int, guided: range
 ) -> torch.Tensor:
-    """The scale `[B]` at evaluation `index`: linear towards `minimum` over the interval, times `decay` (0: constant)."""
+    """The scale `[B]` at evaluation `index`: linear towards `minimum` over the interval; a `decay` of 0 keeps it."""
     # An interval of one step divides by zero in the original; it has not decayed yet.
     progress = (index - guided.start) / max(1, len(guided) - 1)
     return scale - (scale - minimum) * progress * decay
