@@ -1,6 +1,7 @@
 """Steppers: how latents move along the velocity. Each owns its schedule and walks it once.
 
-A stepper has `timesteps`, the points in 0..1000 at which it wants the velocity, and `step(index, latents, velocity)`.
+A stepper has `timesteps`, the points in 0..1000 at which it wants the velocity, and `step(index, latents, velocity)`,
+which may begin at any `first_evaluation` of a step.
 Where the original takes a mean over the whole batch or noise from the first item's generator, these are per item:
 equal at batch 1, and independent of batch-mates.
 """
@@ -13,13 +14,21 @@ from typing import Protocol
 
 import torch
 
-from acestep.sampling.schedule import TIMESTEPS, flow_sigmas
+from acestep.sampling.schedule import TIMESTEPS
 
 
 class Stepper(Protocol):
     """What the sampling loop needs."""
 
+    sigmas: list[float]
+    """Of the steps, and 0."""
     timesteps: list[float]
+
+    def first_evaluation(self, step: int) -> int:
+        """The evaluation that begins step `step`."""
+
+    def sigma_after(self, index: int) -> float:
+        """Where the latents stand after evaluation `index`."""
 
     def step(self, index: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
         """Latents `[B, 8, 16, T]` after evaluation `index`."""
@@ -42,12 +51,23 @@ class Granularity:
         return ((delta - mean) * self.factor + mean) * self.mask
 
 
-class EulerStepper:
-    """One velocity a step."""
+class _OneVelocityAStep:
+    def __init__(self, sigmas: torch.Tensor):
+        self.sigmas: list[float] = sigmas.tolist()
+        self.timesteps = [TIMESTEPS * sigma for sigma in self.sigmas[:-1]]
+
+    def first_evaluation(self, step: int) -> int:
+        return step
+
+    def sigma_after(self, index: int) -> float:
+        return self.sigmas[index + 1]
+
+
+class EulerStepper(_OneVelocityAStep):
+    """Straight along the velocity."""
 
     def __init__(self, sigmas: torch.Tensor, granularity: Granularity):
-        self.sigmas = sigmas.tolist()
-        self.timesteps = [TIMESTEPS * sigma for sigma in self.sigmas[:-1]]
+        super().__init__(sigmas)
         self._granularity = granularity
 
     def step(self, index: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
@@ -58,11 +78,17 @@ class HeunStepper:
     """Two velocities a step, averaged; the last step is Euler's. So 2n - 1 evaluations."""
 
     def __init__(self, sigmas: torch.Tensor, granularity: Granularity):
-        self.sigmas = sigmas.tolist()
+        self.sigmas: list[float] = sigmas.tolist()
         inner = [sigma for sigma in self.sigmas[1:-1] for _ in range(2)]
         self.timesteps = [TIMESTEPS * sigma for sigma in (self.sigmas[0], *inner)]
         self._granularity = granularity
         self._start: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def first_evaluation(self, step: int) -> int:
+        return 2 * step
+
+    def sigma_after(self, index: int) -> float:
+        return self.sigmas[index // 2 + 1]
 
     def step(self, index: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
         interval = index // 2
@@ -74,12 +100,11 @@ class HeunStepper:
         return start + self._granularity((first + velocity) * (0.5 * size))
 
 
-class PingPongStepper:
+class PingPongStepper(_OneVelocityAStep):
     """Jumps to the predicted music and back up with fresh noise."""
 
     def __init__(self, sigmas: torch.Tensor, draw_noise: Callable[[], torch.Tensor]):
-        self.sigmas = sigmas.tolist()
-        self.timesteps = [TIMESTEPS * sigma for sigma in self.sigmas[:-1]]
+        super().__init__(sigmas)
         self._draw_noise = draw_noise
 
     def step(self, index: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
@@ -90,13 +115,12 @@ class PingPongStepper:
 
 def make_stepper(
     scheduler: str,
-    num_inference_steps: int,
+    sigmas: torch.Tensor,
     omega: torch.Tensor,
     draw_noise: Callable[[], torch.Tensor],
     frame_mask: torch.Tensor | None = None,
 ) -> Stepper:
-    """The stepper of a request's `scheduler`; `omega` is `[B]`."""
-    sigmas = flow_sigmas(num_inference_steps)
+    """The stepper of a request's `scheduler` along `sigmas` `[n + 1]`; `omega` is `[B]`."""
     if scheduler == "pingpong":
         return PingPongStepper(sigmas, draw_noise)
     kinds: dict[str, type[EulerStepper] | type[HeunStepper]] = {"euler": EulerStepper, "heun": HeunStepper}

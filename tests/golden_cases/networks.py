@@ -71,7 +71,6 @@ def text_encoder(golden: Golden) -> Iterator[Comparison]:
     encoder = PromptEncoder(UMT5EncoderModel(UMT5Config(**golden.case["umt5"])).eval())
     fill_by_recipe(encoder.model)
     with torch.no_grad():  # The tied embedding holds the recipe of the encoder's name for it.
-
         shared = encoder.model.shared.weight
         shared.copy_(recipe_tensor("encoder.embed_tokens.weight", tuple(shared.shape)))
     ids, mask = golden["input_ids"], golden["attention_mask"]

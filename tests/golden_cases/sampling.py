@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from acestep.conditioning import condition_rows
+from acestep.models.transformer import Condition
 from acestep.request import GenerationRequest
-from acestep.sampling import guidance
+from acestep.sampling import guidance, tasks
 from acestep.sampling.denoise import denoise
+from acestep.sampling.edit import flow_edit
 from acestep.sampling.noise import BatchNoise
 from acestep.sampling.schedule import flow_sigmas
 from acestep.sampling.steppers import EulerStepper, Granularity, HeunStepper, PingPongStepper, Stepper
@@ -65,9 +67,8 @@ def guidance_kinds(golden: Golden) -> Iterator[Comparison]:
 @case("diffusion_", prefix=True)
 def diffusion(golden: Golden) -> Iterator[Comparison]:
     settings = golden.case
-    beyond = {"audio2audio_enable", "add_retake_noise", "guidance_scale_text"} & settings.keys()
-    if beyond or settings["oss_steps"]:
-        raise NotImplementedError(f"settings not known here: {', '.join(sorted(beyond)) or 'oss_steps'}")
+    if "guidance_scale_text" in settings or settings["oss_steps"]:
+        raise NotImplementedError("double condition and oss_steps are not known here")
     names = {"scheduler": "scheduler_type", "guidance": "cfg_type", "num_inference_steps": "infer_steps"}
     same = ("duration", "guidance_scale", "omega_scale", "guidance_interval", "guidance_interval_decay")
     same += ("min_guidance_scale", "use_erg_lyric", "use_erg_diffusion")
@@ -80,5 +81,49 @@ def diffusion(golden: Golden) -> Iterator[Comparison]:
         *(golden[name] for name in ("text", "text_mask", "lyric_ids", "lyric_mask")),
         weakened_text=golden.tensors.get("text_null"),
     )
-    noise = BatchNoise([settings["seeds"][0]], [golden["output"].shape[-1]])
-    yield "output", denoise(transformer, condition, [request], noise), golden["output"]
+    yield "output", denoise(transformer, condition, [request], *start_of(golden)), golden["output"]
+
+
+def start_of(golden: Golden) -> tuple[BatchNoise, None, tasks.Start | None]:
+    """The noise and the start that a case's task asks for."""
+    settings, tensors = golden.case, golden.tensors
+    known = next((tensors[name] for name in ("src_latents", "ref_latents") if name in tensors), golden["output"])
+    noise, others = (BatchNoise(settings[name], [known.shape[-1]]) for name in ("seeds", "retake_seeds"))
+    steps, variance = settings["infer_steps"], settings.get("retake_variance", 0.0)
+    if settings.get("audio2audio_enable"):
+        return noise, None, tasks.from_reference(known, noise.draw(), steps, settings["ref_audio_strength"])
+    if not settings.get("add_retake_noise"):
+        return noise, None, None
+    mine, other = noise.draw(), others.draw()
+    if "src_latents" not in tensors:
+        return noise, None, tasks.from_noise(tasks.mix_noise(mine, other, variance), steps)
+    begin, end = (int(settings[name] * 44100 / 512 / 8) for name in ("repaint_start", "repaint_end"))
+    left, right = max(0, -begin), max(0, end - known.shape[-1])
+    if left or right:
+        return noise, None, tasks.extend(known, mine, other, left, right, steps, variance)
+    return noise, None, tasks.repaint(known, mine, other, range(begin, end), steps, variance)
+
+
+@case("edit_", prefix=True)
+def edit(golden: Golden) -> Iterator[Comparison]:
+    settings, transformer = golden.case, tiny_transformer()
+    request = GenerationRequest(
+        prompt="golden", guidance_scale=settings["guidance_scale"], use_erg_lyric=False, use_erg_tag=False
+    )
+
+    def condition(prefix: str) -> Condition:
+        names = (f"{prefix}{name}" for name in ("text", "text_mask", "lyric_ids", "lyric_mask"))
+        return condition_rows(transformer, [request], *(golden[name] for name in names))
+
+    source = golden["src_latents"]
+    edited = flow_edit(
+        transformer,
+        condition(""),
+        condition("target_"),
+        source,
+        BatchNoise(settings["retake_seeds"], [source.shape[-1]]).draw,
+        num_inference_steps=settings["infer_steps"],
+        guidance_scale=settings["guidance_scale"],
+        **{name: settings[name] for name in ("n_min", "n_max", "n_avg")},
+    )
+    yield "output", edited, golden["output"]
