@@ -13,7 +13,7 @@ import torch
 
 from acestep.models.transformer import ACEStepTransformer, Condition
 from acestep.request import GenerationRequest
-from acestep.sampling.denoise import erg_query_scale
+from acestep.sampling.denoise import ERG_SCALE, branch_scale
 from acestep.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def encode_condition(
     lyric_ids, lyric_mask = _padded([item.lyric_ids for item in tokens], device)
     count, first = len(requests), requests[0]
     weakened = None
-    if first.is_guided and first.use_erg_tag:
-        text = prompt_encoder(prompt_ids.repeat(2, 1), prompt_mask.repeat(2, 1), erg_query_scale(count, device))
-        text, weakened = text[:count], text[count:]
+    if first.is_guided and first.use_erg_tag and first.use_erg_lyric:
+        scale = branch_scale(count, (1.0, ERG_SCALE), device)
+        text, weakened = prompt_encoder(prompt_ids.repeat(2, 1), prompt_mask.repeat(2, 1), scale).split(count)
     else:
         text = prompt_encoder(prompt_ids, prompt_mask)
     return condition_rows(transformer, requests, text, prompt_mask, lyric_ids, lyric_mask, weakened_text=weakened)
@@ -50,23 +50,32 @@ def condition_rows(
     lyric_mask: torch.Tensor,
     *,
     weakened_text: torch.Tensor | None = None,
+    twins_have_lyrics: bool = True,
 ) -> Condition:
     """The condition from encoded prompts `[B, S, E]` and lyric ids `[B, L]`, with twins if the requests are guided.
 
-    A twin has the weakened text (zeros if there is none) and weakened lyrics (ids of zero if `use_erg_lyric` is off).
+    With `use_erg_lyric` a twin has the weakened text (zeros if there is none) and weakened lyrics; without it neither
+    text nor lyrics but zeros in their places (the original then drops the weakened text, too). Without
+    `twins_have_lyrics` those places are masked, as flow-edit wants it. Doubly guided requests have second twins, with
+    the text as it is and the lyrics as the first twins have them.
     """
     count, first = len(requests), requests[0]
     text = text.to(transformer.genre_embedder.weight.dtype)
     if not first.is_guided:
         return transformer.condition(*pack(*transformer.encode(text, text_mask, lyric_ids, lyric_mask)))
-    twin_text = torch.zeros_like(text) if weakened_text is None else weakened_text.to(text.dtype)
-    twin_ids = lyric_ids if first.use_erg_lyric else torch.zeros_like(lyric_ids)
+    twin_text, twin_ids = torch.zeros_like(text), torch.zeros_like(lyric_ids)
+    if first.use_erg_lyric:
+        twin_ids = lyric_ids
+        twin_text = twin_text if weakened_text is None else weakened_text.to(text.dtype)
+    second = [text] if first.is_double else []
+    twins = 1 + len(second)
+    scale = branch_scale(count, (1.0, *[ERG_SCALE] * twins), text.device)
     hidden, mask = transformer.encode(
-        torch.cat([text, twin_text]),
-        text_mask.repeat(2, 1),
-        torch.cat([lyric_ids, twin_ids]),
-        lyric_mask.repeat(2, 1),
-        lyric_query_scale=erg_query_scale(count, text.device) if first.use_erg_lyric else None,
+        torch.cat([text, twin_text, *second]),
+        text_mask.repeat(1 + twins, 1),
+        torch.cat([lyric_ids, *[twin_ids] * twins]),
+        torch.cat([lyric_mask, *[lyric_mask * twins_have_lyrics] * twins]),
+        lyric_query_scale=scale if first.use_erg_lyric else None,
     )
     return transformer.condition(*pack(hidden, mask))
 

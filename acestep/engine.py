@@ -23,12 +23,12 @@ from acestep.codec import MusicCodec
 from acestep.conditioning import encode_condition
 from acestep.device import best_device, best_dtype, dtype_name, is_out_of_memory, is_poisoned, parse_dtype, synchronize
 from acestep.errors import ACEStepError, DeviceError, InvalidAudioError, OutOfMemoryError
+from acestep.loading import load_part
 from acestep.models.autoencoder import MusicAutoencoder
 from acestep.models.mel import LogMel
 from acestep.models.prompt_encoder import PromptEncoder
 from acestep.models.transformer import ACEStepTransformer
 from acestep.models.vocoder import Vocoder
-from acestep.loading import load_part
 from acestep.request import GenerationRequest
 from acestep.resample import resample
 from acestep.result import GenerationFailure, GenerationResult, ModelInfo

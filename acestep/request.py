@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,16 @@ class GenerationRequest(BaseModel):
         default=0.0, description="How far the scale falls over the interval, towards min_guidance_scale."
     )
     min_guidance_scale: float = Field(default=3.0, description="Where a decaying scale ends.", ge=0, le=100)
+    guidance_scale_text: float = Field(
+        default=0.0, description="With guidance_scale_lyric, both above 1: prompt guided apart.", ge=0, le=100
+    )
+    guidance_scale_lyric: float = Field(
+        default=0.0, description="With guidance_scale_text, both above 1: lyrics guided apart.", ge=0, le=100
+    )
+    oss_steps: tuple[Annotated[int, Field(ge=1, le=200)], ...] = Field(
+        default=(),
+        description="Which steps of a longer schedule to take, in rising order; replaces the number of steps.",
+    )
     omega_scale: float = Field(
         default=10.0, description="Granularity: rescales each step about its mean.", ge=-100, le=100
     )
@@ -97,6 +108,21 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"it must be a whole number from 0 to {MAX_SEED}")
         return value
 
+    @field_validator("oss_steps", mode="before")
+    @classmethod
+    def _listed_steps(cls, value: Any) -> Any:
+        """The original takes "16,29,52"; a list is as good."""
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value.tolist() if hasattr(value, "tolist") else value
+
+    @field_validator("oss_steps")
+    @classmethod
+    def _rising_steps(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in itertools.pairwise(value)):
+            raise ValueError("it must rise from step to step")
+        return value
+
     @field_validator("language")
     @classmethod
     def _known_language(cls, value: str) -> str:
@@ -128,10 +154,21 @@ class GenerationRequest(BaseModel):
         """Whether any guidance happens at all."""
         return self.guidance_scale not in (0.0, 1.0) and self.guidance_interval > 0
 
+    @property
+    def is_double(self) -> bool:
+        """Whether prompt and lyrics are guided apart (double condition)."""
+        return self.is_guided and self.guidance_scale_text > 1 and self.guidance_scale_lyric > 1
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps really taken."""
+        return len(self.oss_steps) or self.num_inference_steps
+
     def batch_key(self) -> tuple:
         """Requests with equal keys may share a pass; scales, lengths, texts and seeds may differ within it."""
         return (
-            *(self.num_inference_steps, self.scheduler, self.guidance, self.is_guided, self.guidance_interval),
+            *(self.num_inference_steps, self.oss_steps, self.scheduler, self.guidance, self.guidance_interval),
+            *(self.is_guided, self.is_double),
             *(self.use_erg_tag, self.use_erg_lyric, self.use_erg_diffusion, self.sample_rate),
         )
 

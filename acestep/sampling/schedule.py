@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 SHIFT = 3.0
@@ -23,3 +25,11 @@ def flow_sigmas(num_inference_steps: int, sigma_max: float = 1.0) -> torch.Tenso
     high, low = shifted(torch.tensor([sigma_max, SIGMA_MIN], dtype=torch.float64)).tolist()
     line = torch.linspace(high, low, num_inference_steps, dtype=torch.float64)
     return torch.cat([shifted(line), torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def chosen_sigmas(steps: Sequence[int]) -> torch.Tensor:
+    """Sigmas of some steps (1-based, rising) of a schedule of `max(steps)` steps, shifted a third time as the original
+    does when it is handed sigmas, and the final 0: float32 `[len(steps) + 1]`."""
+    whole = flow_sigmas(max(steps))
+    chosen = shifted(whole[torch.tensor(steps) - 1].double())
+    return torch.cat([chosen, torch.zeros(1, dtype=torch.float64)]).float()

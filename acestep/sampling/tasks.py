@@ -6,11 +6,12 @@ Arithmetic of the original (`pipeline_ace_step.py`, `text2music_diffusion_proces
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from acestep.sampling.schedule import flow_sigmas, shifted
+from acestep.sampling.schedule import chosen_sigmas, flow_sigmas, shifted
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Start:
     kept: Kept | None = None
 
 
-def from_noise(noise: torch.Tensor, num_inference_steps: int) -> Start:
+def from_noise(noise: torch.Tensor, num_inference_steps: int, oss_steps: Sequence[int] = ()) -> Start:
     """text2music."""
-    return Start(noise, flow_sigmas(num_inference_steps))
+    return Start(noise, chosen_sigmas(oss_steps) if oss_steps else flow_sigmas(num_inference_steps))
 
 
 def mix_noise(noise: torch.Tensor, other: torch.Tensor, variance: float | torch.Tensor) -> torch.Tensor:

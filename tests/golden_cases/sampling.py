@@ -67,11 +67,10 @@ def guidance_kinds(golden: Golden) -> Iterator[Comparison]:
 @case("diffusion_", prefix=True)
 def diffusion(golden: Golden) -> Iterator[Comparison]:
     settings = golden.case
-    if "guidance_scale_text" in settings or settings["oss_steps"]:
-        raise NotImplementedError("double condition and oss_steps are not known here")
     names = {"scheduler": "scheduler_type", "guidance": "cfg_type", "num_inference_steps": "infer_steps"}
     same = ("duration", "guidance_scale", "omega_scale", "guidance_interval", "guidance_interval_decay")
-    same += ("min_guidance_scale", "use_erg_lyric", "use_erg_diffusion")
+    same += ("min_guidance_scale", "use_erg_lyric", "use_erg_diffusion", "oss_steps")
+    same += tuple(name for name in ("guidance_scale_text", "guidance_scale_lyric") if name in settings)
     values = {ours: settings[theirs] for ours, theirs in names.items()} | {name: settings[name] for name in same}
     request = GenerationRequest(prompt="golden", seed=settings["seeds"][0], **values)
     transformer = tiny_transformer()
@@ -113,7 +112,7 @@ def edit(golden: Golden) -> Iterator[Comparison]:
 
     def condition(prefix: str) -> Condition:
         names = (f"{prefix}{name}" for name in ("text", "text_mask", "lyric_ids", "lyric_mask"))
-        return condition_rows(transformer, [request], *(golden[name] for name in names))
+        return condition_rows(transformer, [request], *(golden[name] for name in names), twins_have_lyrics=False)
 
     source = golden["src_latents"]
     edited = flow_edit(
