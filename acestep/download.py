@@ -171,7 +171,7 @@ def _remote_file(name: str, entry: Mapping[str, Any]) -> RemoteFile:
 
 def _key(url: str, files: Sequence[RemoteFile]) -> str:
     listing = sorted((file.name, file.size, file.version) for file in files)
-    return hashlib.sha256(json.dumps([without_credentials(url), listing]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([without_credentials(url).rstrip("/"), listing]).encode()).hexdigest()[:16]
 
 
 def _last_part(url: str) -> str:

@@ -43,6 +43,9 @@ class GenerationRequest(BaseModel):
         default="", description="Lines with structure tags such as [verse]; empty: instrumental.", max_length=32_768
     )
     language: str = Field(default="auto", description="Language of the lyrics: a code, auto (whole song) or per-line.")
+    normalize_tags: bool = Field(
+        default=True, description="Read [Verse 2], [Chorus x2], (Bridge) as the tags that the model was trained on."
+    )
     duration: float = Field(default=30.0, description="Length in seconds.", ge=1, le=240)
     seed: int | None = Field(
         default=None,

@@ -20,6 +20,7 @@ from acestep.checkpoint import FOLDERS, Part
 from acestep.weight_files import STEMS
 
 WIDTH = 64
+TEXT_WIDTH = 32
 
 TRANSFORMER = {
     "_class_name": "ACEStepTransformer2DModel",
@@ -37,11 +38,11 @@ TRANSFORMER = {
     "num_layers": 5,
     "mlp_ratio": 2.5,
     "rope_theta": 1000000.0,
-    "text_embedding_dim": WIDTH,
+    "text_embedding_dim": TEXT_WIDTH,
     "speaker_embedding_dim": WIDTH,
     "lyric_encoder_vocab_size": tiny_text.LYRIC_TABLE_SIZE,
     "lyric_hidden_size": WIDTH,
-    "lyric_encoder_num_layers": 2,
+    "lyric_encoder_num_layers": 6,  # Guidance weakens layers 4 and 5: without them it would do nothing.
     "lyric_encoder_num_heads": 4,
     "lyric_encoder_ff_size": 2 * WIDTH,
     "ssl_names": [],
@@ -101,11 +102,11 @@ TEXT_ENCODER = {
     "architectures": ["UMT5EncoderModel"],
     "model_type": "umt5",
     "vocab_size": tiny_text.PROMPT_TABLE_SIZE,
-    "d_model": WIDTH,
+    "d_model": TEXT_WIDTH,
     "d_kv": 16,
-    "d_ff": 2 * WIDTH,
-    "num_heads": 4,
-    "num_layers": 2,
+    "d_ff": 2 * TEXT_WIDTH,
+    "num_heads": 2,
+    "num_layers": 10,  # Guidance weakens blocks 8 and 9: without them it would do nothing.
     "feed_forward_proj": "gated-gelu",
     "pad_token_id": tiny_text.PAD,
     "eos_token_id": tiny_text.END,

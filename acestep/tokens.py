@@ -57,5 +57,5 @@ class RequestTokenizer:
             lost = request.prompt[encoding.offsets[MAX_PROMPT_TOKENS - 2][1] :].strip()
             warnings.append(f"prompt: {len(ids)} tokens, the model reads {MAX_PROMPT_TOKENS}; not read: {lost!r}")
             ids = ids[: MAX_PROMPT_TOKENS - 1] + ids[-1:]  # the end token stays, as when transformers truncates
-        lyrics = self._lyrics.encode(request.lyrics, request.language)
+        lyrics = self._lyrics.encode(request.lyrics, request.language, normalize_tags=request.normalize_tags)
         return Tokens(tuple(ids), () if lyrics.is_instrumental else lyrics.ids, (*warnings, *lyrics.warnings))

@@ -33,8 +33,6 @@ class Golden:
     name: str
     tensors: dict[str, torch.Tensor]
     case: dict[str, Any]
-    folder: Path
-    vocab: Path | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
@@ -84,23 +82,23 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
 
 
-def load(path: Path, vocab: Path | None = None) -> Golden:
+def load(path: Path) -> Golden:
     """Read one golden file."""
     with safe_open(str(path), "pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return Golden(path.stem, tensors, json.loads(metadata.get("case", "{}")), path.parent, vocab)
+    return Golden(path.stem, tensors, json.loads(metadata.get("case", "{}")))
 
 
 @torch.inference_mode()
-def check(path: Path, vocab: Path | None = None) -> Verdict:
+def check(path: Path) -> Verdict:
     """Run one file; an exception is a failure of that file, not of the run."""
     function = find_case(path.stem)
     if function is None:
         return Verdict(path.stem, "unknown")
     worst, where = 0.0, ""
     try:
-        for what, got, want in function(load(path, vocab)):
+        for what, got, want in function(load(path)):
             if (error := relative_error(got, want)) >= worst:
                 worst, where = error, what
     except NotImplementedError as missing:
@@ -110,19 +108,38 @@ def check(path: Path, vocab: Path | None = None) -> Verdict:
     return Verdict(path.stem, "ok" if worst <= TOLERANCE else "FAIL", worst, where)
 
 
+def check_lyric_file(path: Path, vocab: Path | None) -> Verdict:
+    """Run a file of lyrics: every line and song must give the very ids, so the error is a share."""
+    if vocab is None:
+        return Verdict(path.stem, "unknown", detail="its ids need the published vocabulary: --vocab FILE")
+    from tests.golden_cases.lyrics import check_lyrics, check_songs
+
+    equal, total, different = 0, 0, []
+    for part_equal, part_total, part_different in (check_lyrics(path, vocab), check_songs(path, vocab)):
+        equal, total, different = equal + part_equal, total + part_total, different + part_different
+    detail = f"{equal} of {total} lines" + "".join(f"\n    {line}" for line in different[:10])
+    return Verdict(path.stem, "ok" if equal == total else "FAIL", 1 - equal / total, detail)
+
+
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--case", "only", multiple=True, help="Only files of this name (repeatable).")
-@click.option("--vocab", type=click.Path(exists=True, path_type=Path), help="Lyric vocabulary for lyric cases.")
+@click.option(
+    "--vocab",
+    type=click.Path(exists=True, path_type=Path),
+    envvar="ACESTEP_LYRIC_VOCAB",
+    help="Published lyric vocabulary, for lyrics.json.",
+)
 def main(folder: Path, only: tuple[str, ...], vocab: Path | None) -> None:
     """Hold every golden file in FOLDER against this code."""
-    paths = [path for path in sorted(folder.glob("*.safetensors")) if not only or path.stem in only]
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("lyrics.json")])
+    paths = [path for path in files if not only or path.stem in only]
     missing = set(only) - {path.stem for path in paths}
     if missing or not paths:
         raise click.UsageError(f"no such golden file in {folder}: {', '.join(sorted(missing)) or '*.safetensors'}")
     counts = {"ok": 0, "FAIL": 0, "unknown": 0}
     for path in paths:
-        verdict = check(path, vocab)
+        verdict = check_lyric_file(path, vocab) if path.suffix == ".json" else check(path)
         counts[verdict.status] += 1
         error = f"{verdict.error:.2e}" if verdict.status != "unknown" else "-"
         print(f"{verdict.name:28} {error:>9}  {verdict.status:8} {verdict.detail}".rstrip(), flush=True)
