@@ -8,7 +8,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +24,6 @@ from acestep.lyric_vocab import NAMES as LYRIC_VOCAB_NAMES
 from acestep.lyric_vocab import find_lyric_vocab
 from acestep.problems import nearest
 from acestep.weight_files import STEMS, index_file, read_header, read_json, weight_files
-
-logger = logging.getLogger(__name__)
 
 Part = Literal["transformer", "autoencoder", "vocoder", "text_encoder"]
 
@@ -57,7 +54,7 @@ class Checkpoint:
 
     name: str
     path: Path
-    source: str
+    source: str = field(repr=False)  # It may hold credentials.
     lyric_vocab_source: str | None = None
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
@@ -83,7 +80,8 @@ class Checkpoint:
         """
         text = os.fspath(source)
         name, path = _locate(text, isinstance(source, str), storage_options)
-        _require_complete(without_credentials(text), _names(path))
+        shown = without_credentials(text)
+        _require_complete(shown if shown == str(path) else f"{shown} (in {path})", _names(path))
         checkpoint = cls(name, path, text, lyric_vocab, storage_options)
         for part in FOLDERS:
             checkpoint.config(part)

@@ -6,9 +6,7 @@ No torch here: a driver locates, sizes and fingerprints checkpoints without it.
 from __future__ import annotations
 
 import json
-import math
 import struct
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,11 +122,6 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
         what = "is cut short" if size < expected else "is too long"
         raise CheckpointError(f"{file} {what}: it has {size:,} bytes, its header says {expected:,}; fetch it again")
     return header
-
-
-def describe(shapes: Mapping[str, Sequence[int]]) -> str:
-    """What a set of tensors amounts to, for people: `874 tensors, 3,311,904,128 values`."""
-    return f"{len(shapes):,} tensors, {sum(math.prod(shape) for shape in shapes.values()):,} values"
 
 
 def _shards(index: Path) -> list[Path]:

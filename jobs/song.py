@@ -22,7 +22,9 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
             continue
         words = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
         default = "drawn" if field.default is None else field.default
-        help_text = f"{field.description}" + (f" One of: {', '.join(words)}." if words else "") + f" [default: {default}]"
+        help_text = (
+            f"{field.description}" + (f" One of: {', '.join(words)}." if words else "") + f" [default: {default}]"
+        )
         option = click.option(f"--{name.replace('_', '-')}", name, metavar="VALUE", help=help_text)
         function = option(function)
     return function

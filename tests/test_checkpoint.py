@@ -16,11 +16,12 @@ import boto3
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub.utils import filter_repo_objects
 from moto.server import ThreadedMotoServer
 
 from acestep import cache, download
 from acestep.cache import file_sha256, make_once
-from acestep.checkpoint import FOLDERS, Checkpoint
+from acestep.checkpoint import FOLDERS, Checkpoint, wanted_patterns
 from acestep.errors import CheckpointError
 from acestep.tiny import tiny_checkpoint
 from acestep.upload import copy_checkpoint
@@ -219,12 +220,12 @@ def test_two_processes_fetch_once(folder: Path, s3: dict[str, Any]) -> None:
     put(folder, "s3://models/shared", s3)
     code = (
         "import logging; logging.basicConfig(level='INFO'); from acestep.checkpoint import Checkpoint;"
-        f"print(Checkpoint.open('s3://models/shared', storage_options={s3!r}).path)"
+        "print(Checkpoint.open('s3://models/shared').path)"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    names = {"AWS_ENDPOINT_URL": "endpoint_url", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    environment = os.environ | {name: s3[option] for name, option in names.items()}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    processes = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(3)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     assert len({path for path, _ in outputs}) == 1
@@ -338,6 +339,19 @@ def test_a_snapshot_in_the_hubs_cache_needs_no_network(folder: Path) -> None:
     code = "from acestep.checkpoint import Checkpoint; c = Checkpoint.open('some/model'); print(c.name, c.path)"
     done = run_python(code, HF_HUB_OFFLINE="1", HF_HOME=str(home))
     assert done.stdout.split() == ["some/model", str(repository / "snapshots" / revision)], done.stderr
+
+
+def test_only_what_is_needed_is_fetched() -> None:
+    needed = [
+        "ace_step_transformer/config.json",
+        "ace_step_transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "ace_step_transformer/diffusion_pytorch_model.safetensors.index.json",
+        "umt5-base/model.safetensors",
+        "umt5-base/tokenizer.json",
+        "vocab.json",
+    ]
+    others = ["README.md", "umt5-base/pytorch_model.bin", "umt5-base/spiece.model", "assets/demo.wav", "x/config.json"]
+    assert list(filter_repo_objects([*needed, *others], allow_patterns=wanted_patterns())) == needed
 
 
 # --- the lyric vocabulary

@@ -71,7 +71,9 @@ def test_length_is_the_request_to_one_latent_frame(engine: Engine, duration: flo
 
 
 def test_requests_that_cannot_share_a_pass_do_not(engine: Engine) -> None:
-    outcomes = engine.generate([request(1), request(2, num_inference_steps=3), request(3, scheduler="heun"), request(4)])
+    outcomes = engine.generate(
+        [request(1), request(2, num_inference_steps=3), request(3, scheduler="heun"), request(4)]
+    )
     assert [song.batch_size for song in songs(outcomes)] == [2, 1, 1, 2]
     assert [song.seed for song in songs(outcomes)] == [1, 2, 3, 4]
 

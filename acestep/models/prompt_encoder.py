@@ -21,9 +21,10 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.model = model
         self._query_scale: torch.Tensor | None = None
+        blocks: Any = model.encoder.block
         for index in WEAKENED_BLOCKS:
-            if index < len(model.encoder.block):
-                model.encoder.block[index].layer[0].SelfAttention.q.register_forward_hook(self._scale_queries)
+            if index < len(blocks):
+                blocks[index].layer[0].SelfAttention.q.register_forward_hook(self._scale_queries)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PromptEncoder:

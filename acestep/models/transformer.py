@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +145,8 @@ class ACEStepTransformer(nn.Module):
     def condition(self, hidden: torch.Tensor, mask: torch.Tensor) -> Condition:
         """Keys and values of every block for a condition sequence; they do not depend on the time step."""
         rope = self._rope(hidden.shape[1], hidden.device)
-        keys_and_values = [block.cross_attn.keys_and_values(hidden, rope) for block in self.transformer_blocks]
+        blocks = cast("list[TransformerBlock]", self.transformer_blocks)
+        keys_and_values = [block.cross_attn.keys_and_values(hidden, rope) for block in blocks]
         return Condition(keys_and_values, None if bool(mask.all()) else mask)
 
     def forward(
@@ -197,7 +198,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`[B, C, F, T]` -> `[B, T, E]`; `mask` `[B, T, 1]` keeps padding out of the norm's statistics."""
-        patch, norm, project = self.early_conv_layers
+        patch, norm, project = cast("tuple[nn.Conv2d, nn.GroupNorm, nn.Conv2d]", tuple(self.early_conv_layers))
         x = patch(latents)[:, :, 0]  # [B, size, T]
         x = norm(x) if mask is None else masked_group_norm(x, mask[..., 0], norm)
         return F.linear(x.transpose(1, 2), project.weight[..., 0, 0], project.bias)

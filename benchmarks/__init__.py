@@ -1,0 +1,1 @@
+"""Measurements, each one command; figures that are kept stand in LOG.md."""

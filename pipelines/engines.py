@@ -1,0 +1,44 @@
+"""Which engine a config names, and what its model is called, found without loading anything heavy."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from acestep.result import ModelInfo
+from pipelines.config import DEFAULT_ENGINE, RunConfig
+from pipelines.errors import ConfigError
+
+
+def engine_class(path: str) -> Any:
+    """The class at an import path such as `acestep.engine:Engine`.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"engine: {path!r} is not allowed; it cannot be imported ({error})") from error
+
+
+def describe_model(config: RunConfig) -> ModelInfo:
+    """What the songs of a config will say of their model.
+
+    An engine that needs no checkpoint of ours says so itself, with a class method
+    `describe(checkpoint, *, dtype, lyric_vocab, storage_options) -> ModelInfo`.
+
+    Raises:
+        CheckpointError: when the weights cannot be found, reached or read.
+    """
+    model = config.model
+    options: dict[str, Any] = {"storage_options": model.storage_options or None, "lyric_vocab": model.lyric_vocab}
+    if config.engine != DEFAULT_ENGINE:
+        describe = getattr(engine_class(config.engine), "describe", None)
+        if describe:
+            return describe(model.checkpoint, dtype=config.dtype, **options)
+    from acestep.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(model.checkpoint, **options)
+    return ModelInfo(checkpoint.name, checkpoint.fingerprint(config.dtype), config.dtype, checkpoint.random_weights)

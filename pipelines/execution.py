@@ -1,0 +1,189 @@
+"""The job as one streaming Ray Data execution; every setting of Ray that it depends on stands here.
+
+    buckets -> cut_bucket (tasks) -> one batch per block -> GenerateStage (warm pool) -> encode_songs (tasks) -> driver
+
+The pool is never fused with the tasks before it (a repartition stands between) nor after it (Ray fuses only what comes
+behind tasks), so that engines do nothing but generate while CPUs cut, encode and upload. One execution runs over all
+buckets: an execution for each would load the weights again each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, cast
+
+from acestep.result import ModelInfo
+from pipelines.config import RunConfig
+from pipelines.cutting import Cutting, cut_bucket
+from pipelines.encoding import encode_songs
+from pipelines.errors import ConfigError
+from pipelines.generating import GenerateStage
+from pipelines.storage import Storage
+
+if TYPE_CHECKING:
+    from ray.data import DataContext, Dataset
+
+logger = logging.getLogger(__name__)
+
+CUTTERS = 2
+"""Buckets read at the same time: one bucket of batches keeps many engines busy for long."""
+CUTTER_CPUS = 0.5
+ATTEMPTS = 3
+"""How often a batch is tried when the process that makes it dies."""
+BLOCK_BYTES = 32 << 20
+"""Songs gather to about so much before they go to an encoder: few enough for encoders to share a batch."""
+LOCAL_CPUS = 4
+"""What a small machine is said to have at least: stages that each wait for a CPU would block each other on fewer."""
+
+
+def connect(config: RunConfig) -> bool:
+    """Connect to the Ray that the config names, or start one on this machine; False if that was done before.
+
+    Raises:
+        ConfigError: when it cannot be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.ERROR}
+    if config.ray.runtime_env is not None:
+        options["runtime_env"] = config.ray.runtime_env
+    if address and address != "local":
+        try:
+            ray.init(address, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"ray.address: {address!r} cannot be reached: {error}") from error
+        return True
+    resources = config.resources
+    needed = math.ceil((resources.num_actors or 1) * resources.num_cpus + resources.encode_cpus + CUTTERS * CUTTER_CPUS)
+    num_cpus = max(LOCAL_CPUS, os.cpu_count() or 1, needed)
+    ray.init("local", num_cpus=num_cpus, include_dashboard=False, **options)
+    return True
+
+
+def count_actors(config: RunConfig, *, local: bool) -> int:
+    """How many engines to start: what the config says, or as many as the GPUs there are allow.
+
+    Raises:
+        ConfigError: when this machine, started for the job, can hold none.
+    """
+    import ray
+
+    resources = config.resources
+    gpus = ray.cluster_resources().get("GPU", 0)
+    fit = math.floor(gpus / resources.num_gpus) if resources.num_gpus else None
+    wanted = resources.num_actors or max(1, fit or 1)
+    if fit is not None and fit < wanted:
+        what = f"{wanted} engines want {resources.num_gpus:g} GPUs each, and Ray has {gpus:g}"
+        if local:
+            raise ConfigError(f"resources.num_gpus: {what} on this machine; without GPUs set it to 0")
+        logger.warning("%s; waiting for the cluster to grow", what)
+    return wanted
+
+
+def songs_stream(
+    storage: Storage, config: RunConfig, model: ModelInfo, cutting: Cutting, buckets: Sequence[int], num_actors: int
+) -> Generator[list[dict[str, Any]], None, None]:
+    """Make what is missing of `buckets`; rows of `encoding.ENCODED` as they come, a few at a time."""
+    from ray.data import DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with DataContext.current(_context(DataContext.get_current().copy(), config)):
+        dataset = songs_dataset(storage, config, model, cutting, buckets, num_actors)
+    blocks: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with closing(blocks):  # Whoever stops early wants the stages to stop, too.
+        for block in blocks:
+            yield block.to_pylist()
+
+
+def songs_dataset(
+    storage: Storage, config: RunConfig, model: ModelInfo, cutting: Cutting, buckets: Sequence[int], num_actors: int
+) -> Dataset:
+    """The stages, not yet running."""
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    resources = config.resources
+    source: Dataset = ray.data.from_items([{"bucket": bucket} for bucket in buckets], override_num_blocks=len(buckets))
+    cut, encode = cast(Any, cut_bucket), cast(Any, encode_songs)  # Ray's types know no further arguments.
+    batches = source.map_batches(
+        cut,
+        fn_kwargs={"storage": storage, "cutting": cutting},
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=min(CUTTERS, len(buckets))),
+        num_cpus=CUTTER_CPUS,
+    ).repartition(target_num_rows_per_block=1, strict=True)
+    # A batch of one is tried for itself only: behind another in a queue, it would die with it.
+    in_flight = 1 if cutting.alone else None
+    songs = _map_engine(
+        batches,
+        fn_constructor_kwargs=_engine_arguments(config, model, num_actors),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=in_flight),
+        **_engine_resources(config),
+    )
+    return songs.map_batches(
+        encode,
+        fn_kwargs={"storage": storage, "audio": config.audio, "run": cutting.run},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=resources.encode_cpus,
+    )
+
+
+def _map_engine(dataset: Dataset, **options: Any) -> Dataset:
+    """`map_batches` over engines that are tried again a bounded number of times; without a bound, a song that kills
+    its process would do so for ever. The argument has no other name in Ray before 2.64."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        return dataset.map_batches(GenerateStage, max_task_retries=ATTEMPTS - 1, **options)  # type: ignore[arg-type]
+
+
+def _engine_arguments(config: RunConfig, model: ModelInfo, num_actors: int) -> dict[str, Any]:
+    settings = config.model
+    threads = None
+    if config.device == "cpu":
+        threads = config.resources.cpu_threads or max(1, (os.cpu_count() or 1) // num_actors)
+    return {
+        "engine": config.engine,
+        "checkpoint": settings.checkpoint,
+        "fingerprint": model.fingerprint,
+        "threads": threads,
+        "warm_up": settings.warm_up,
+        "device": config.device,
+        "dtype": config.dtype,
+        "lyric_vocab": settings.lyric_vocab,
+        "storage_options": settings.storage_options or None,
+        "frame_budget": config.batch.frame_budget,
+        "max_batch_size": config.batch.max_batch_size,
+    }
+
+
+def _engine_resources(config: RunConfig) -> dict[str, float]:
+    resources = config.resources
+    if not resources.num_gpus:
+        return {"num_cpus": resources.num_cpus}
+    if resources.num_cpus == 1:  # What Ray gives an actor with a GPU anyway; saying so earns a warning.
+        return {"num_gpus": resources.num_gpus}
+    return {"num_gpus": resources.num_gpus, "num_cpus": resources.num_cpus}
+
+
+def _context(context: DataContext, config: RunConfig) -> DataContext:
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = BLOCK_BYTES
+    # A batch whose process died too often is dropped, not the job; the catalog tells afterwards what is missing.
+    context.max_errored_blocks = -1
+    context.max_consecutive_actor_init_deaths = ATTEMPTS
+    context.execution_no_progress_timeout_s = config.ray.no_progress_seconds
+    return context

@@ -1,0 +1,57 @@
+"""Where things lie in a catalog: the keys of its objects, all of them functions of what they hold.
+
+run.json                                  settings, model, manifest, number of buckets; written when the plan is whole
+plan/bucket=000000/<plan>.parquet         planned requests
+plan/rejects.parquet                      rows that were refused, with reasons
+audio/<hh>/<id>-<fingerprint>.<ext>       sound; hh spreads the keys
+songs/bucket=000000/<run>-<n>.parquet     a row for each finished song: the commit
+failed/bucket=000000/*.parquet            rows that could not be read or made
+progress.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+RUN = "run.json"
+PLAN = "plan"
+SONGS = "songs"
+FAILED = "failed"
+REJECTS = "plan/rejects.parquet"
+PROGRESS = "progress.json"
+REJECTED_FILE = "rejected.parquet"
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^\.")
+_LONGEST_NAME = 100
+
+
+def bucket_of(id: str, num_buckets: int) -> int:
+    """The bucket of a song: a hash of its id alone."""
+    return int.from_bytes(_digest(id)[:8], "big") % num_buckets
+
+
+def bucket_folder(kind: str, bucket: int) -> str:
+    """The folder of a bucket below `plan`, `songs` or `failed`, as hive partitions are named."""
+    return f"{kind}/bucket={bucket:06d}"
+
+
+def plan_key(bucket: int, plan: str) -> str:
+    """The object that holds one bucket of the plan called `plan`."""
+    return f"{bucket_folder(PLAN, bucket)}/{plan}.parquet"
+
+
+def audio_key(id: str, fingerprint: str, extension: str) -> str:
+    """The object of a song's sound: readable, safe in any file system and URL, and no other song's.
+
+    An id that has to be changed for that is told apart by a hash, behind a sign that unchanged ids do not have.
+    """
+    digest = _digest(id).hex()
+    name = _UNSAFE.sub("_", id)[:_LONGEST_NAME]
+    if name != id:
+        name = f"{name}~{digest[2:14]}"
+    return f"audio/{digest[:2]}/{name}-{fingerprint}{extension}"
+
+
+def _digest(id: str) -> bytes:
+    return hashlib.sha256(id.encode()).digest()

@@ -1,0 +1,141 @@
+"""`Summary`: what a run did, what failed and why, and where the time went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.progress import duration_text
+
+EXAMPLES = 3
+"""Shown of each class of failure."""
+
+
+@dataclass(slots=True)
+class Failures:
+    """Counts of failures by class, with the first few of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, error_class: str, name: str, message: str, count: int = 1) -> None:
+        """Count one more."""
+        self.counts[error_class] += count
+        examples = self.examples.setdefault(error_class, [])
+        if len(examples) < EXAMPLES:
+            examples.append(f"{name}: {message}")
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.counts.total()
+
+
+@dataclass(slots=True)
+class Times:
+    """Where the time went, in seconds; stages overlap, so they do not add up to the whole."""
+
+    plan: float = 0.0
+    start: float = 0.0
+    """Connecting to Ray or starting it."""
+    execution: float = 0.0
+    """From the first stage's start to the last song's row."""
+    load: float = 0.0
+    """The slowest engine's loading and warming up."""
+    generate: float = 0.0
+    """In engines, all together."""
+    encode: float = 0.0
+    upload: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        planned: songs in the plan.
+        already: songs of the plan that existed before.
+        made: songs made by this run.
+        rejected: rows of the manifest that were refused.
+        failed: refused rows and songs of the plan that could not be made.
+        audio_seconds: of the songs made.
+        engines: processes that generated.
+        stopped: why the run ended early, if it did.
+        signal: the signal that ended it, if one did.
+    """
+
+    output: str
+    run: str
+    planned: int = 0
+    already: int = 0
+    made: int = 0
+    rejected: int = 0
+    failed: Failures = field(default_factory=Failures)
+    audio_seconds: float = 0.0
+    bytes_written: int = 0
+    engines: int = 0
+    random_weights: bool = False
+    times: Times = field(default_factory=Times)
+    stopped: str | None = None
+    signal: int | None = None
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of audio for each second of the execution."""
+        return self.audio_seconds / self.times.execution if self.times.execution else 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all songs of the manifest exist, 3 when not; 128 and the signal when one ended the run."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return 3 if self.stopped or self.failed.total else 0
+
+    def text(self) -> str:
+        """For a person, a few lines."""
+        times = self.times
+        noise = " (random weights: noise, not music)" if self.random_weights else ""
+        already = f" ({self.already:,} were there already)" if self.already else ""
+        lines = [
+            f"{self.made:,} songs made{already}, {duration_text(self.audio_seconds)} of audio{noise}, in {self.output}",
+        ]
+        if self.made:
+            lines.append(
+                f"{self.real_time_factor:.1f} times real time with {self.engines} "
+                f"engine{'s' if self.engines != 1 else ''}; {self.bytes_written / 1e6:,.1f} MB written"
+            )
+        warm = max(times.execution - times.load, 0.0) * self.engines
+        busy = times.generate / warm if warm else 0.0
+        lines.append(
+            f"time {duration_text(times.total)}: plan {duration_text(times.plan)}, Ray {duration_text(times.start)}, "
+            f"songs {duration_text(times.execution)} (engines loaded in {duration_text(times.load)}, "
+            f"then busy {duration_text(times.generate)} or {busy:.0%}; encoding {duration_text(times.encode)}, "
+            f"uploads {duration_text(times.upload)}, both beside it)"
+        )
+        if self.stopped:
+            lines.append(f"stopped early: {self.stopped}; the same command again goes on from here")
+        if self.failed.total:
+            lines.append(f"{self.failed.total:,} failed:")
+        for error_class, count in self.failed.counts.most_common():
+            lines.append(f"  {error_class}: {count:,}")
+            lines += [f"    {example}" for example in self.failed.examples[error_class]]
+            if count > len(self.failed.examples[error_class]):
+                lines.append(f"    ... the rest is in {self.output}/failed/")
+        return "\n".join(lines)
+
+    def facts(self) -> dict[str, Any]:
+        """For a program."""
+        return {
+            "run": self.run,
+            "planned": self.planned,
+            "already": self.already,
+            "made": self.made,
+            "rejected": self.rejected,
+            "failed": dict(self.failed.counts),
+            "audio_seconds": self.audio_seconds,
+            "real_time_factor": self.real_time_factor,
+            "engines": self.engines,
+            "stopped": self.stopped,
+        }

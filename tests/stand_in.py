@@ -1,0 +1,91 @@
+"""An engine that needs no weights: sine tones, and on demand every way in which an engine can fail.
+
+What it makes depends on the whole batch, so that equal audio proves equal engine calls. Words in a prompt command it:
+`raise` fails the whole call, `refuse` only its song, `nan` makes a song that cannot be encoded, `slow` takes a second,
+`die-once:<path>` ends the process unless the file is there (and makes it), `die` ends it always, `device` breaks the
+device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from acestep.errors import CheckpointError, DeviceError
+from acestep.frames import num_samples
+from acestep.request import GenerationRequest
+from acestep.result import GenerationFailure, GenerationResult, ModelInfo
+
+
+class Engine:
+    """See the module."""
+
+    def __init__(self, model: ModelInfo, calls: str | None):
+        self.model = model
+        self.calls = calls
+        """A file that gets a line of ids for each call, where the checkpoint names one: `stand-in?<path>`."""
+
+    @classmethod
+    def describe(cls, checkpoint: str, *, dtype: str, lyric_vocab: Any, storage_options: Any) -> ModelInfo:
+        if checkpoint == "missing":
+            raise CheckpointError("checkpoint 'missing' does not exist")
+        name = checkpoint.partition("?")[0]
+        return ModelInfo(name, hashlib.sha256(f"{name} {dtype}".encode()).hexdigest()[:16], dtype, True)
+
+    @classmethod
+    def load(cls, checkpoint: str, *, dtype: str, **options: Any) -> Engine:
+        if checkpoint == "broken-on-the-node":
+            raise CheckpointError("the weights on this node are damaged")
+        model = cls.describe(checkpoint, dtype=dtype, lyric_vocab=None, storage_options=None)
+        return cls(model, checkpoint.partition("?")[2] or None)
+
+    def warm_up(self) -> float:
+        return 0.0
+
+    def generate(self, requests: list[GenerationRequest]) -> list[GenerationResult | GenerationFailure]:
+        if self.calls:
+            with open(self.calls, "a", encoding="utf-8") as file:
+                file.write(" ".join(str(request.id) for request in requests) + "\n")
+        for request in requests:
+            self._obey(request.prompt)
+        company = hashlib.sha256(" ".join(str(request.id) for request in requests).encode()).digest()[0]
+        return [self._song(request, company, len(requests)) for request in requests]
+
+    def _obey(self, prompt: str) -> None:
+        words = prompt.split()
+        if "raise" in words:
+            raise RuntimeError("told to raise")
+        if "device" in words:
+            raise DeviceError("told to break")
+        if "slow" in words:
+            time.sleep(1.0)
+        for word in words:
+            if word == "die":
+                os._exit(1)
+            if word.startswith("die-once:") and not os.path.exists(path := word.removeprefix("die-once:")):
+                open(path, "w").close()
+                os._exit(1)
+
+    def _song(self, request: GenerationRequest, company: int, size: int) -> GenerationResult | GenerationFailure:
+        if "refuse" in request.prompt.split():
+            return GenerationFailure(request=request, error_class="out_of_memory", message="told to refuse")
+        count = num_samples(request.duration, request.sample_rate)
+        phase = np.arange(count, dtype=np.float32) / request.sample_rate
+        pitch = 100 + (request.seed or 0) % 800 + company
+        waveform = np.tile(0.5 * np.sin(2 * np.pi * pitch * phase, dtype=np.float32), (2, 1))
+        if "nan" in request.prompt.split():
+            waveform[0, 5] = np.nan
+        return GenerationResult(
+            request=request,
+            waveform=waveform,  # type: ignore[arg-type]
+            sample_rate=request.sample_rate,
+            latents=None,  # type: ignore[arg-type]
+            model=self.model,
+            timings={"denoise": 0.01},
+            batch_size=size,
+            warnings=("made by a stand-in",),
+        )
