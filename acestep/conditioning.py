@@ -33,12 +33,25 @@ def encode_condition(
     lyric_ids, lyric_mask = _padded([item.lyric_ids for item in tokens], device)
     count, first = len(requests), requests[0]
     weakened = None
-    if first.is_guided and first.use_erg_tag and first.use_erg_lyric:
+    is_edit = first.task == "edit"
+    if is_edit:  # guided against a branch without text or lyrics, nothing weakened
+        requests = [first.model_copy(update={"use_erg_lyric": False, "guidance_scale_text": 0.0})]
+        text = prompt_encoder(prompt_ids, prompt_mask)
+    elif first.is_guided and first.use_erg_tag and first.use_erg_lyric:
         scale = branch_scale(count, (1.0, ERG_SCALE), device)
         text, weakened = prompt_encoder(prompt_ids.repeat(2, 1), prompt_mask.repeat(2, 1), scale).split(count)
     else:
         text = prompt_encoder(prompt_ids, prompt_mask)
-    return condition_rows(transformer, requests, text, prompt_mask, lyric_ids, lyric_mask, weakened_text=weakened)
+    return condition_rows(
+        transformer,
+        requests,
+        text,
+        prompt_mask,
+        lyric_ids,
+        lyric_mask,
+        weakened_text=weakened,
+        twins_have_lyrics=not is_edit,
+    )
 
 
 def condition_rows(

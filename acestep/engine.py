@@ -34,6 +34,8 @@ from acestep.resample import resample
 from acestep.result import GenerationFailure, GenerationResult, ModelInfo
 from acestep.sampling.denoise import Callback, denoise
 from acestep.sampling.noise import BatchNoise
+from acestep.source import Source, load_source
+from acestep.tasks import edit_latents, edit_target, keep_source, num_frames_of, span_of, start_of
 from acestep.tokens import RequestTokenizer, Tokens
 
 logger = logging.getLogger(__name__)
@@ -139,12 +141,16 @@ class Engine:
         requests: Sequence[GenerationRequest],
         *,
         tokens: Sequence[Tokens] | None = None,
+        sources: Sequence[Source | None] | None = None,
         callback: Callback | None = None,
+        decode: bool = True,
     ) -> list[Outcome]:
         """Make songs; the outcome of each request stands at its place.
 
         Args:
             tokens: of the requests, when somebody has already made them.
+            sources: of the requests that have one, when it is at hand; others are read from `request.source`.
+            decode: False leaves the waveforms out: latents only.
             callback: called after each denoising step of each batch with (steps done, steps in all); an exception
                 that it raises ends the call and reaches the caller.
 
@@ -155,31 +161,38 @@ class Engine:
         ready: dict[int, _Prepared] = {}
         for position, request in enumerate(requests):
             try:
-                ready[position] = self._prepare(request, tokens[position] if tokens is not None else None)
+                ready[position] = self._prepare(
+                    request, tokens[position] if tokens else None, sources[position] if sources else None
+                )
             except ACEStepError as error:
                 outcomes[position] = _failure(request, error)
         watch = _CallerWatch(callback) if callback is not None else None
         for batch in self._batches(ready):
-            made = self._run([ready[position] for position in batch], watch)
+            made = self._run([ready[position] for position in batch], watch, decode)
             for position, outcome in zip(batch, made, strict=True):
                 outcomes[position] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _prepare(self, request: GenerationRequest, tokens: Tokens | None) -> _Prepared:
+    def _prepare(self, request: GenerationRequest, tokens: Tokens | None, source: Source | None) -> _Prepared:
         if request.seed is None:
             request = request.model_copy(update={"seed": secrets.randbits(32)})
-        return _Prepared(request, tokens if tokens is not None else self.tokenizer(request))
+        request = request.resolved()
+        tokens = tokens if tokens is not None else self.tokenizer(request)
+        target = self.tokenizer(edit_target(request)) if request.task == "edit" else None
+        if source is None and request.source is not None:
+            source = load_source(request.source, self.networks.codec)
+        if source is not None and request.task in ("repaint", "extend"):
+            span_of(request, source)  # raises before anything is computed
+        return _Prepared(request, tokens, source, target)
 
     def _batches(self, ready: dict[int, _Prepared]) -> list[list[int]]:
-        items = [
-            BatchItem(position, item.request.num_frames, item.request.batch_key()) for position, item in ready.items()
-        ]
+        items = [BatchItem(position, item.num_frames, item.request.batch_key()) for position, item in ready.items()]
         return form_batches(items, frame_budget=self.frame_budget, max_batch_size=self.max_batch_size)
 
-    def _run(self, batch: list[_Prepared], watch: _CallerWatch | None) -> list[Outcome]:
+    def _run(self, batch: list[_Prepared], watch: _CallerWatch | None, decode: bool) -> list[Outcome]:
         """One batch, made in smaller ones where it does not fit or somebody in it fails."""
         try:
-            return self._run_whole(batch, watch)
+            return self._run_whole(batch, watch, decode)
         except Exception as error:
             if watch is not None and watch.raised is error:
                 raise
@@ -193,7 +206,7 @@ class Engine:
                 logger.warning("request %r failed", request.id or request.prompt[:40], exc_info=True)
                 return [_failure(request, error)]
             if is_out_of_memory(error):
-                longest = max(item.request.num_frames for item in batch)
+                longest = max(item.num_frames for item in batch)
                 self.frame_budget = max(longest, longest * len(batch) // 2)
                 logger.warning("out of memory at %d songs; frame budget is now %d", len(batch), self.frame_budget)
                 parts = [batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :]]
@@ -202,43 +215,71 @@ class Engine:
                 parts = [[item] for item in batch]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [outcome for part in parts for outcome in self._run(part, watch)]
+        return [outcome for part in parts for outcome in self._run(part, watch, decode)]
 
-    def _run_whole(self, batch: list[_Prepared], watch: _CallerWatch | None) -> list[Outcome]:
-        requests = [item.request for item in batch]
-        networks, timings = self.networks, _Stopwatch(self.device)
-        with timings("condition"):
-            tokens = [item.tokens for item in batch]
-            condition = encode_condition(networks.prompt_encoder, networks.transformer, requests, tokens)
-        with timings("denoise"):
-            frames = [request.num_frames for request in requests]
-            noise = BatchNoise([request.seed or 0 for request in requests], frames, self.device)
-            latents = denoise(networks.transformer, condition, requests, noise, watch)
-        del condition
+    def _run_whole(self, batch: list[_Prepared], watch: _CallerWatch | None, decode: bool) -> list[Outcome]:
+        timings = _Stopwatch(self.device)
+        latents = self._sample(batch, timings, watch)
         with timings("decode"):
+            frames = [self._frames_made(item) for item in batch]
             songs = [latents[row : row + 1, ..., :count] for row, count in enumerate(frames)]
-            waveforms = [self._decode(song, request) for song, request in zip(songs, requests, strict=True)]
+            waveforms = [self._decode(song, item) if decode else None for song, item in zip(songs, batch, strict=True)]
         return [
             self._outcome(item, waveform, song[0].cpu(), timings.seconds, len(batch))
             for item, waveform, song in zip(batch, waveforms, songs, strict=True)
         ]
 
-    def _decode(self, latents: torch.Tensor, request: GenerationRequest) -> torch.Tensor:
+    def _sample(self, batch: list[_Prepared], timings: _Stopwatch, watch: _CallerWatch | None) -> torch.Tensor:
+        """Latents `[B, 8, 16, T]` of a batch."""
+        requests, sources = [item.request for item in batch], [item.source for item in batch]
+        networks = self.networks
+        with timings("condition"):
+            tokens = [item.tokens for item in batch]
+            condition = encode_condition(networks.prompt_encoder, networks.transformer, requests, tokens)
+            target = None
+            if batch[0].target is not None:
+                twins = [edit_target(requests[0])], [batch[0].target]
+                target = encode_condition(networks.prompt_encoder, networks.transformer, *twins)
+        with timings("denoise"):
+            seeds = [request.seed or 0 for request in requests]
+            noise = BatchNoise(seeds, [item.num_frames for item in batch], self.device)
+            if target is not None and sources[0] is not None:
+                return edit_latents(networks.transformer, condition, target, requests[0], sources[0], noise, watch)
+            start = start_of(requests, sources, noise)
+            return denoise(networks.transformer, condition, requests, noise, watch, start)
+
+    def _frames_made(self, item: _Prepared) -> int:
+        if item.source is not None and item.request.task == "extend":
+            return span_of(item.request, item.source).num_frames
+        return item.num_frames
+
+    def _decode(self, latents: torch.Tensor, item: _Prepared) -> torch.Tensor:
         """One song's waveform `[2, W]` on the CPU; alone, for the decoder attends over a song's whole length."""
-        codec = self.networks.codec
+        codec, request, source = self.networks.codec, item.request, item.source
         waveform = codec.decode(latents)[0]
+        if source is not None and request.task in ("repaint", "extend"):
+            own = source.waveform
+            if own is None:
+                own = codec.decode(source.latents.to(latents.device))[0]
+            waveform = keep_source(waveform.cpu(), own.cpu(), span_of(request, source))
         if request.sample_rate != codec.sample_rate:
             waveform = resample(waveform, codec.sample_rate, request.sample_rate)
         return waveform.float().cpu()
 
     def _outcome(
-        self, item: _Prepared, waveform: torch.Tensor, latents: torch.Tensor, timings: dict[str, float], size: int
+        self,
+        item: _Prepared,
+        waveform: torch.Tensor | None,
+        latents: torch.Tensor,
+        timings: dict[str, float],
+        size: int,
     ) -> Outcome:
-        if not bool(torch.isfinite(waveform).all()):
-            return _failure(item.request, InvalidAudioError("the waveform is not finite (NaN or infinity)"))
+        made = latents if waveform is None else waveform
+        if not bool(torch.isfinite(made).all()):
+            return _failure(item.request, InvalidAudioError("the song is not finite (NaN or infinity)"))
         return GenerationResult(
             request=item.request,
-            waveform=waveform,
+            waveform=waveform if waveform is not None else torch.zeros(2, 0),
             sample_rate=item.request.sample_rate,
             latents=latents,
             model=self.model,
@@ -252,6 +293,13 @@ class Engine:
 class _Prepared:
     request: GenerationRequest
     tokens: Tokens
+    source: Source | None = None
+    target: Tokens | None = None
+    """What an edit is to become."""
+
+    @property
+    def num_frames(self) -> int:
+        return num_frames_of(self.request, self.source)
 
 
 class _CallerWatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 
@@ -14,6 +14,8 @@ from acestep.problems import Problem
 from acestep.request import GenerationRequest
 from acestep.result import GenerationFailure, GenerationResult
 from acestep.sampling.denoise import Callback
+from acestep.source import Source
+from acestep.task_fields import variance_of_alpha
 
 
 class ACEStepPipeline:
@@ -67,12 +69,23 @@ class ACEStepPipeline:
     def __call__(self, prompt: Sequence[str], **settings: Any) -> list[GenerationResult]: ...
 
     def __call__(
-        self, prompt: str | Sequence[str], *, callback: Callback | None = None, **settings: Any
+        self,
+        prompt: str | Sequence[str],
+        *,
+        source: Any = None,
+        alpha: float | None = None,
+        output: Literal["waveform", "latents"] = "waveform",
+        callback: Callback | None = None,
+        **settings: Any,
     ) -> GenerationResult | list[GenerationResult]:
         """Make one song, or one for each of several prompts.
 
         Args:
             prompt: tags or a sentence; a list makes a batch.
+            source: for `task="repaint"`, "extend", "edit" and "audio2audio": a path, a URL, an earlier result (nothing
+                is decoded in between), latents `[8, 16, T]`, or (waveform, sample rate); a list, one for each prompt.
+            alpha: another way to say `variance`: 0.9 is very similar, 0.1 very different.
+            output: "latents" leaves decoding out.
             callback: called after each step with (steps done, steps in all); raise in it to cancel.
             settings: fields of `GenerationRequest`. With several prompts each may be a list of the same length; a
                 single `seed` then counts up from song to song, so that equal prompts do not make equal songs.
@@ -83,16 +96,31 @@ class ACEStepPipeline:
         """
         one = isinstance(prompt, str)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = [
-            {"prompt": text} | values
-            for text, values in zip(prompts, _spread(settings, len(prompts), one), strict=True)
-        ]
-        outcomes = self.engine.generate(_parse_all(rows, one), callback=callback)
+        if alpha is not None:
+            settings["variance"] = variance_of_alpha(alpha)
+        given = source if isinstance(source, list) and not one else [source] * len(prompts)
+        sources = [self._source(item) for item in given]
+        settings["source"] = [item.address if isinstance(item, Source) else item for item in sources]
+        if one:
+            settings["source"] = settings["source"][0]
+        spread = _spread(settings, len(prompts), one)
+        requests = _parse_all([{"prompt": text} | row for text, row in zip(prompts, spread, strict=True)], one)
+        outcomes = self.engine.generate(
+            requests,
+            sources=[item if isinstance(item, Source) else None for item in sources],
+            callback=callback,
+            decode=output == "waveform",
+        )
         for outcome in outcomes:
             if isinstance(outcome, GenerationFailure):
                 raise GenerationError(outcome.message, outcome.error_class)
         results = [outcome for outcome in outcomes if isinstance(outcome, GenerationResult)]
         return results[0] if one else results
+
+    def _source(self, value: Any) -> Source | str | None:
+        if value is None or isinstance(value, (str, os.PathLike)):
+            return None if value is None else os.fspath(value)
+        return Source.of(value, self.engine.networks.codec)
 
 
 def _spread(settings: dict[str, Any], count: int, one: bool) -> list[dict[str, Any]]:

@@ -32,6 +32,14 @@ class Problem:
         return f"{self.field}: {shown(self.value)} is not allowed; {self.allowed}"
 
 
+class ProblemsError(ValueError):
+    """Problems in our own words, on their way through a pydantic validator."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
 def shown(value: Any) -> str:
     """A value as an error message shows it: quoted, and cut when it is long."""
     text = repr(value)
@@ -48,7 +56,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """Every problem that pydantic found while validating `model`, in the model's field names."""
-    return [_problem(dict(item), model) for item in error.errors(include_url=False)]
+    problems: list[Problem] = []
+    for item in error.errors(include_url=False):
+        cause = item.get("ctx", {}).get("error")
+        problems += cause.problems if isinstance(cause, ProblemsError) else [_problem(dict(item), model)]
+    return problems
 
 
 def _problem(item: dict[str, Any], model: type[BaseModel]) -> Problem:

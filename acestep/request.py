@@ -7,11 +7,12 @@ import itertools
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from acestep.errors import InvalidRequestError
 from acestep.frames import num_latent_frames
-from acestep.problems import Problem, nearest, problems_of
+from acestep.problems import Problem, ProblemsError, nearest, problems_of
+from acestep.task_fields import TASK_DEFAULTS, USE_VARIATION, task_problems
 
 MAX_SEED = 2**64 - 1
 SOUND_VERSION = 1
@@ -80,6 +81,47 @@ class GenerationRequest(BaseModel):
     use_erg_tag: bool = Field(default=True, description="Unguided branch sees a weakened prompt, not none.")
     use_erg_lyric: bool = Field(default=True, description="Unguided branch sees weakened lyrics, not none.")
     use_erg_diffusion: bool = Field(default=True, description="Unguided branch has weakened attention.")
+    task: Literal["text2music", "retake", "repaint", "extend", "edit", "audio2audio"] = Field(
+        default="text2music", description="What to make; all but the first two begin with a source."
+    )
+    source: str | None = Field(
+        default=None, description="Path or URL of audio, or of latents kept from a song (.safetensors)."
+    )
+    variance: Unit | None = Field(
+        default=None,
+        description="retake, repaint, extend: how far to turn the noise; 0: the same song. None: 0.5, and 1 beside a "
+        "source. The other way to say it, alpha (0.9: very similar), is `variance_of_alpha(alpha)`.",
+    )
+    variation_seed: int | None = Field(
+        default=None, description="Seed of the other noise; none: derived from the seed.", ge=0, le=MAX_SEED
+    )
+    repaint_start: float | None = Field(
+        default=None, description="repaint: seconds, begin of the new span.", ge=0, le=240
+    )
+    repaint_end: float | None = Field(
+        default=None, description="repaint: seconds, its end; none: the end.", ge=0, le=240
+    )
+    extend_left: float | None = Field(
+        default=None, description="extend: seconds to add before the source.", ge=0, le=239
+    )
+    extend_right: float | None = Field(default=None, description="extend: seconds to add behind it.", ge=0, le=239)
+    target_prompt: str | None = Field(
+        default=None,
+        description="edit: what to make of the source; none: `prompt` stays.",
+        min_length=1,
+        max_length=4096,
+    )
+    target_lyrics: str | None = Field(
+        default=None, description="edit: the lyrics to sing; none: `lyrics` stay.", max_length=32_768
+    )
+    edit_n_min: Unit | None = Field(default=None, description="edit: share of the steps that are left out. None: 0.")
+    edit_n_max: Unit | None = Field(
+        default=None, description="edit: share after which the target is sampled freely. None: 1."
+    )
+    edit_n_avg: int | None = Field(default=None, description="edit: draws averaged a step. None: 1.", ge=1, le=16)
+    reference_strength: Unit | None = Field(
+        default=None, description="audio2audio: how much of the source stays. None: 0.5."
+    )
     sample_rate: Literal[44100, 48000] = Field(default=44100, description="Hz; 44,100 is what the model makes.")
 
     @field_validator("*", mode="before")
@@ -135,6 +177,12 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"allowed: {', '.join(allowed)}" + (f"; {hint}" if hint else ""))
         return value
 
+    @model_validator(mode="after")
+    def _task_fits(self) -> GenerationRequest:
+        if problems := task_problems(self):
+            raise ProblemsError(problems)
+        return self
+
     @classmethod
     def parse(cls, values: dict[str, Any]) -> GenerationRequest:
         """A request from plain values; `None` means the default.
@@ -173,7 +221,22 @@ class GenerationRequest(BaseModel):
             *(self.num_inference_steps, self.oss_steps, self.scheduler, self.guidance, self.guidance_interval),
             *(self.is_guided, self.is_double),
             *(self.use_erg_tag, self.use_erg_lyric, self.use_erg_diffusion, self.sample_rate),
+            # A source has a length of its own: such a request goes alone.
+            *((self.task, self.source, self.seed) if self.source is not None else ()),
         )
+
+    def resolved(self) -> GenerationRequest:
+        """The same request with the defaults of its task filled in; its seed must be there.
+
+        A request that leaves a task's field open and one that spells its default out are one sound.
+        """
+        assert self.seed is not None, "resolve the seed first"
+        filled = {
+            name: value for name, value in TASK_DEFAULTS.get(self.task, {}).items() if getattr(self, name) is None
+        }
+        if self.task in USE_VARIATION and self.variation_seed is None:
+            filled["variation_seed"] = derived_seed("variation", self.seed)
+        return self.model_copy(update=filled) if filled else self
 
     def settings(self) -> dict[str, Any]:
         """Every resolved field that changes the sound: all but `id`."""
@@ -187,7 +250,7 @@ class GenerationRequest(BaseModel):
         """
         if self.seed is None:
             raise InvalidRequestError([Problem("seed", None, "a fingerprint needs one")])
-        what = {"sound": SOUND_VERSION, "model": model, "rendition": rendition, **self.settings()}
+        what = {"sound": SOUND_VERSION, "model": model, "rendition": rendition, **self.resolved().settings()}
         text = json.dumps(what, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 TOLERANCE = 1e-4
-MODULES = ("tests.golden_cases.audio", "tests.golden_cases.networks", "tests.golden_cases.sampling")
+MODULES = tuple(f"tests.golden_cases.{name}" for name in ("audio", "lora", "networks", "sampling"))
 
 Comparison = tuple[str, torch.Tensor, torch.Tensor]
 """What was compared, what this code gives, what the file holds."""

@@ -42,6 +42,8 @@ def denoise(
     first, count, frame_mask = requests[0], len(requests), noise.frame_mask()
     start = start or from_noise(noise.draw(), first.num_inference_steps, first.oss_steps)
     latents = start.latents
+    if latents.shape[-1] != max(noise.num_frames):  # an extended song is longer than what noise was drawn for so far
+        noise = noise.of_length(latents.shape[-1])
 
     def per_item(name: str) -> torch.Tensor:
         return torch.tensor([float(getattr(request, name)) for request in requests], device=latents.device)

@@ -5,6 +5,7 @@ So the same seed gives the same noise whatever its batch-mates, its place in the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,12 @@ class BatchNoise:
         for row, (generator, frames) in enumerate(zip(self._generators, self.num_frames, strict=True)):
             noise[row, ..., :frames] = torch.randn((1, *shape[1:3], frames), generator=generator)[0]
         return noise.to(self.device)
+
+    def of_length(self, num_frames: int) -> BatchNoise:
+        """The same generators, drawing for items of another length; all of them equally long."""
+        other = copy.copy(self)
+        other.num_frames = (num_frames,) * len(self.num_frames)
+        return other
 
     def frame_mask(self) -> torch.Tensor | None:
         """1 on each item's own frames, float32 `[B, T]`; None when all are equally long."""

@@ -11,6 +11,7 @@ import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
 from acestep.models.prompt_encoder import PromptEncoder
+from acestep.models.repa import RepaHeads, repa_loss
 from acestep.models.rope import rope_table
 from acestep.models.transformer import ACEStepTransformer
 from acestep.models.transformer_block import TransformerBlock
@@ -76,3 +77,15 @@ def text_encoder(golden: Golden) -> Iterator[Comparison]:
     ids, mask = golden["input_ids"], golden["attention_mask"]
     yield "output", encoder(ids, mask), golden["output"]
     yield "output_weakened", encoder(ids, mask, torch.full((len(ids),), 0.01)), golden["output_weakened"]
+
+
+@case("repa")
+def repa(golden: Golden) -> Iterator[Comparison]:
+    model = tiny_transformer()
+    heads = RepaHeads.from_config(json.loads(TINY_CONFIG.read_text())["TINY"])
+    fill_by_recipe(heads)
+    condition = model.condition(golden["encoder_hidden_states"], golden["encoder_mask"].bool())
+    with heads.listening(model) as heard:
+        model(golden["latents"], golden["timestep"], condition)
+    for projection, target in zip(heard, ("mert", "mhubert"), strict=True):
+        yield target, repa_loss(projection, golden[target]).reshape(1), golden[f"loss_{target}"]
