@@ -122,6 +122,8 @@ class GenerationRequest(BaseModel):
     reference_strength: Unit | None = Field(
         default=None, description="audio2audio: how much of the source stays. None: 0.5."
     )
+    lora: str | None = Field(default=None, description="Adapter: a folder, file, hub id or URL.", min_length=1)
+    lora_weight: float = Field(default=1.0, description="Strength of the adapter; 1: as trained.", ge=-10, le=10)
     sample_rate: Literal[44100, 48000] = Field(default=44100, description="Hz; 44,100 is what the model makes.")
 
     @field_validator("*", mode="before")
@@ -221,6 +223,7 @@ class GenerationRequest(BaseModel):
             *(self.num_inference_steps, self.oss_steps, self.scheduler, self.guidance, self.guidance_interval),
             *(self.is_guided, self.is_double),
             *(self.use_erg_tag, self.use_erg_lyric, self.use_erg_diffusion, self.sample_rate),
+            *((self.lora, self.lora_weight) if self.lora is not None else ()),
             # A source has a length of its own: such a request goes alone.
             *((self.task, self.source, self.seed) if self.source is not None else ()),
         )

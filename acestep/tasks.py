@@ -59,11 +59,6 @@ def span_of(request: GenerationRequest, source: Source) -> Span:
     return Span(tuple(side for side in sides if side), total, left)
 
 
-def num_frames_of(request: GenerationRequest, source: Source | None) -> int:
-    """Latent frames that sampling is to draw noise for: the source's, where there is one."""
-    return request.num_frames if source is None else source.num_frames
-
-
 def start_of(
     requests: Sequence[GenerationRequest], sources: Sequence[Source | None], noise: BatchNoise
 ) -> starts.Start:

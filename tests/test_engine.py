@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from acestep.conditioning import encode_condition
 from acestep.engine import Engine
@@ -95,7 +97,7 @@ def test_out_of_memory_halves_and_remembers(engine: Engine, monkeypatch: pytest.
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode_condition(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("acestep.engine.encode_condition", tight)
+    monkeypatch.setattr("acestep.making.encode_condition", tight)
     outcomes = engine.generate([request(seed) for seed in range(1, 9)])
     assert [song.seed for song in songs(outcomes)] == list(range(1, 9))
     assert sizes[:3] == [8, 4, 2]
@@ -109,7 +111,7 @@ def test_one_song_that_cannot_fit_fails_as_such(engine: Engine, monkeypatch: pyt
     def never(*args: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("acestep.engine.denoise", never)
+    monkeypatch.setattr("acestep.making.denoise", never)
     outcome = engine.generate([request()])[0]
     assert isinstance(outcome, GenerationFailure)
     assert outcome.error_class == "out_of_memory"
@@ -121,7 +123,7 @@ def test_batch_mates_of_a_failing_request_are_finished(engine: Engine, monkeypat
             raise RuntimeError("no such chord")
         return encode_condition(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("acestep.engine.encode_condition", brittle)
+    monkeypatch.setattr("acestep.making.encode_condition", brittle)
     outcomes = engine.generate([request(1), request(2, prompt="poison"), request(3)])
     assert isinstance(outcomes[1], GenerationFailure)
     assert (outcomes[1].error_class, outcomes[1].message) == ("internal", "RuntimeError: no such chord")
@@ -146,7 +148,7 @@ def test_a_broken_device_ends_the_call(engine: Engine, monkeypatch: pytest.Monke
     def broken(*args: object) -> object:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr("acestep.engine.denoise", broken)
+    monkeypatch.setattr("acestep.making.denoise", broken)
     with pytest.raises(DeviceError, match="device-side assert"):
         engine.generate([request(1), request(2)])
 
@@ -166,3 +168,28 @@ def test_callback_counts_steps_and_can_cancel(engine: Engine) -> None:
 
 def test_warm_up_reports_its_time(engine: Engine) -> None:
     assert engine.warm_up() > 0
+
+
+def test_adapters_are_switched_per_request_and_the_base_comes_back(engine: Engine, tmp_path: Path) -> None:
+    transformer = engine.networks.transformer
+    weight = transformer.transformer_blocks[0].attn.to_q.weight
+    generator = torch.Generator().manual_seed(3)
+    sides = {"lora_A": torch.randn(4, weight.shape[1], generator=generator), "lora_B": torch.randn(weight.shape[0], 4)}
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({f"transformer_blocks.0.attn.to_q.{side}.weight": value for side, value in sides.items()}, path)
+    plain, adapted, again = songs(engine.generate([request(1), request(1, lora=str(path)), request(1)]))
+    assert not torch.equal(plain.waveform, adapted.waveform)
+    assert torch.equal(plain.waveform, again.waveform)
+    assert (plain.batch_size, adapted.batch_size) == (2, 1)
+    missing = engine.generate([request(1, lora=str(tmp_path / "none")), request(2)])
+    assert isinstance(missing[0], GenerationFailure)
+    assert missing[0].error_class == "input"
+    assert isinstance(missing[1], GenerationResult)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_song() -> None:
+    plain, compiled = (Engine.load("tiny", device="cpu", torch_compile=compile) for compile in (False, True))
+    requests = [request(1, lyrics=LYRICS), request(2, duration=1)]
+    for eager, fast in zip(plain.generate(requests), songs(compiled.generate(requests)), strict=True):
+        assert relative_error(fast.latents, songs([eager])[0].latents) <= TOLERANCE

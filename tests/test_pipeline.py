@@ -91,7 +91,7 @@ def test_failures_reach_the_caller(pipe: ACEStepPipeline, monkeypatch: pytest.Mo
     def broken(*args: object) -> object:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("acestep.engine.denoise", broken)
+    monkeypatch.setattr("acestep.making.denoise", broken)
     with pytest.raises(GenerationError, match="do not fit") as error:
         pipe(prompt="x", **SHORT)
     assert error.value.error_class == "out_of_memory"

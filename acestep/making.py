@@ -1,0 +1,117 @@
+"""Making one batch: from prepared requests that share a pass to their songs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from acestep.conditioning import encode_condition
+from acestep.device import synchronize
+from acestep.networks import Networks
+from acestep.request import GenerationRequest
+from acestep.resample import resample
+from acestep.sampling.denoise import Callback, denoise
+from acestep.sampling.noise import BatchNoise
+from acestep.source import Source
+from acestep.tasks import edit_latents, edit_target, keep_source, span_of, start_of
+from acestep.tokens import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request with everything that can be known before the device is asked."""
+
+    request: GenerationRequest
+    """Resolved: nothing is left open."""
+    tokens: Tokens
+    source: Source | None = None
+    target: Tokens | None = None
+    """What an edit is to become."""
+
+    @property
+    def noise_frames(self) -> int:
+        """Latent frames that noise is drawn for: the source's, where there is one."""
+        return self.request.num_frames if self.source is None else self.source.num_frames
+
+    @property
+    def num_frames(self) -> int:
+        """Latent frames of the song."""
+        if self.source is not None and self.request.task == "extend":
+            return span_of(self.request, self.source).num_frames
+        return self.noise_frames
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A song as it comes from the networks."""
+
+    latents: torch.Tensor
+    """float32 `[8, 16, T]` on the CPU."""
+    waveform: torch.Tensor
+    """float32 `[2, W]` on the CPU; empty if it was not asked for."""
+
+
+class Stopwatch:
+    """Seconds by stage, with the device's queue drained at each end."""
+
+    def __init__(self, device: torch.device):
+        self.seconds: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        synchronize(self._device)
+        self.seconds[stage] = time.perf_counter() - started
+
+
+def make_batch(
+    networks: Networks, batch: Sequence[Prepared], stopwatch: Stopwatch, callback: Callback | None, decode: bool
+) -> list[Made]:
+    """The songs of a batch, in its order."""
+    latents = sample(networks, batch, stopwatch, callback)
+    songs = [latents[row : row + 1, ..., : item.num_frames] for row, item in enumerate(batch)]
+    if not decode:
+        return [Made(song[0].cpu(), torch.zeros(2, 0)) for song in songs]
+    with stopwatch("decode"), networks.at_work(networks.codec):
+        waveforms = [decode_song(networks, song, item) for song, item in zip(songs, batch, strict=True)]
+    return [Made(song[0].cpu(), waveform) for song, waveform in zip(songs, waveforms, strict=True)]
+
+
+def sample(
+    networks: Networks, batch: Sequence[Prepared], stopwatch: Stopwatch, callback: Callback | None
+) -> torch.Tensor:
+    """Latents `[B, 8, 16, T]` on the device."""
+    requests, sources = [item.request for item in batch], [item.source for item in batch]
+    first, prompts, transformer = batch[0], networks.prompt_encoder, networks.transformer
+    with networks.at_work(transformer):
+        with stopwatch("condition"), networks.at_work(prompts):
+            condition = encode_condition(prompts, transformer, requests, [item.tokens for item in batch])
+            target = None
+            if first.target is not None:
+                target = encode_condition(prompts, transformer, [edit_target(first.request)], [first.target])
+        with stopwatch("denoise"):
+            seeds = [request.seed or 0 for request in requests]
+            noise = BatchNoise(seeds, [item.noise_frames for item in batch], networks.device)
+            if target is not None and first.source is not None:
+                return edit_latents(transformer, condition, target, first.request, first.source, noise, callback)
+            return denoise(transformer, condition, requests, noise, callback, start_of(requests, sources, noise))
+
+
+def decode_song(networks: Networks, latents: torch.Tensor, item: Prepared) -> torch.Tensor:
+    """One song's waveform `[2, W]` on the CPU; alone, for the decoder attends over a song's whole length."""
+    codec, request, source = networks.codec, item.request, item.source
+    waveform = codec.decode(latents)[0]
+    if source is not None and request.task in ("repaint", "extend"):
+        own = source.waveform
+        if own is None:
+            own = codec.decode(source.latents.to(latents.device))[0]
+        waveform = keep_source(waveform.cpu(), own.cpu(), span_of(request, source))
+    if request.sample_rate != codec.sample_rate:
+        waveform = resample(waveform, codec.sample_rate, request.sample_rate)
+    return waveform.float().cpu()
