@@ -23,7 +23,7 @@ from acestep.problems import Problem, nearest
 
 logger = logging.getLogger(__name__)
 
-_FIELD = "adapters"
+_FIELD = "lora"
 
 
 class AdapterStack:
