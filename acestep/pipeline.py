@@ -10,6 +10,7 @@ import torch
 
 from acestep.engine import Engine
 from acestep.errors import GenerationError, InvalidRequestError
+from acestep.original_names import translated
 from acestep.problems import Problem
 from acestep.request import GenerationRequest
 from acestep.result import GenerationFailure, GenerationResult
@@ -38,6 +39,8 @@ class ACEStepPipeline:
         device: str | torch.device | None = None,
         lyric_vocab: str | None = None,
         storage_options: dict[str, Any] | None = None,
+        cpu_offload: bool = False,
+        torch_compile: bool = False,
     ) -> ACEStepPipeline:
         """Load a model.
 
@@ -48,6 +51,8 @@ class ACEStepPipeline:
             device: None: the best there is.
             lyric_vocab: path or URL of the lyric vocabulary, for checkpoints that do not hold it.
             storage_options: for fsspec, when `checkpoint` is a URL.
+            cpu_offload: keep each network in host memory but for its own stage.
+            torch_compile: compile the transformer; the first batches take minutes.
 
         Raises:
             CheckpointError: when the checkpoint cannot be found, reached or loaded.
@@ -59,6 +64,8 @@ class ACEStepPipeline:
             dtype=torch_dtype,
             lyric_vocab=lyric_vocab,
             storage_options=storage_options,
+            cpu_offload=cpu_offload,
+            torch_compile=torch_compile,
         )
         return cls(engine)
 
@@ -87,13 +94,15 @@ class ACEStepPipeline:
             alpha: another way to say `variance`: 0.9 is very similar, 0.1 very different.
             output: "latents" leaves decoding out.
             callback: called after each step with (steps done, steps in all); raise in it to cancel.
-            settings: fields of `GenerationRequest`. With several prompts each may be a list of the same length; a
-                single `seed` then counts up from song to song, so that equal prompts do not make equal songs.
+            settings: fields of `GenerationRequest`, or the original's names for them. With several prompts each may be a
+                list of the same length; a single `seed` then counts up from song to song, so that equal prompts do not make equal songs.
 
         Raises:
             InvalidRequestError: with every problem of every field, before anything is computed.
             GenerationError: when the model could not make a song.
         """
+        settings = translated(settings)
+        source = settings.pop("source", source)
         one = isinstance(prompt, str)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if alpha is not None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from acestep.errors import InvalidAudioError
 from acestep.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class GenerationResult:
 
     Attributes:
         request: the request with nothing left open (its `seed` is the one used).
-        waveform: float32 `[2, W]` on the CPU, nominally in -1..1.
+        waveform: float32 `[2, W]` on the CPU, nominally in -1..1; W is 0 where only latents were asked for.
         sample_rate: Hz.
         latents: float32 `[8, 16, T]` on the CPU, what the waveform was decoded from.
         timings: seconds by stage for the batch that the song was in.
@@ -71,10 +72,27 @@ class GenerationResult:
 
         Raises:
             AudioFormatError: for an unknown extension or an option that the format does not have.
+            InvalidAudioError: for a result without a waveform.
         """
         from acestep.audio import save_audio
 
+        if not self.waveform.shape[-1]:
+            raise InvalidAudioError("this result holds latents only; make it with output='waveform'")
         return save_audio(self.waveform, self.sample_rate, path, tags=self.tags(), **options)
+
+    def _repr_html_(self) -> str:
+        """A player and the settings that matter, for notebooks."""
+        import base64
+        import html
+
+        from acestep.audio import AudioFormat, encode_audio
+
+        caption = f"{self.request.prompt} ({self.duration:.1f} s, seed {self.seed}, {self.model.name})"
+        if not self.waveform.shape[-1]:
+            return f"<p>{html.escape(caption)}: latents only</p>"
+        data = encode_audio(self.waveform, self.sample_rate, AudioFormat(format="mp3"), self.tags())
+        player = f'<audio controls src="data:audio/mpeg;base64,{base64.b64encode(data).decode()}"></audio>'
+        return f"<figure>{player}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
     def tags(self) -> dict[str, str]:
         """What the file says of itself: ASCII, and short enough for every container."""

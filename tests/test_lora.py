@@ -438,7 +438,7 @@ def test_what_cannot_be_activated_is_named_and_changes_nothing(transformer: ACES
     with pytest.raises(InvalidRequestError, match="'onee' is not allowed; held: one; did you mean 'one'"):
         stack.activate({"onee": 1})
     for weight in (float("nan"), float("inf"), "1"):
-        with pytest.raises(InvalidRequestError, match=r"adapters\.one: .* must be a finite number"):
+        with pytest.raises(InvalidRequestError, match=r"lora\.one: .* must be a finite number"):
             stack.activate({"one": weight})  # type: ignore[dict-item]
     with pytest.raises(InvalidRequestError, match="held: one"):
         stack.unload("two")
