@@ -94,8 +94,9 @@ class ACEStepPipeline:
             alpha: another way to say `variance`: 0.9 is very similar, 0.1 very different.
             output: "latents" leaves decoding out.
             callback: called after each step with (steps done, steps in all); raise in it to cancel.
-            settings: fields of `GenerationRequest`, or the original's names for them. With several prompts each may be a
-                list of the same length; a single `seed` then counts up from song to song, so that equal prompts do not make equal songs.
+            settings: fields of `GenerationRequest`, or the original's names for them. With several prompts each may be
+                a list of the same length; a single `seed` then counts up from song to song, so that equal prompts do
+                not make equal songs.
 
         Raises:
             InvalidRequestError: with every problem of every field, before anything is computed.
