@@ -65,21 +65,28 @@ class Checkpoint:
         *,
         storage_options: Mapping[str, Any] | None = None,
         lyric_vocab: str | None = None,
+        prompt_tokenizer: str | None = None,
     ) -> Checkpoint:
         """Find a checkpoint, fetching it first if it is elsewhere.
 
         Args:
-            source: `"tiny"`; a local folder; a hub id, `ACE-Step/ACE-Step-v1-3.5B` or `...@revision`; or a URL that
-                fsspec understands, `s3://bucket/prefix`.
+            source: `"tiny"`; a local folder; a local file with all parts in it, `ace_step_v1_3.5b.safetensors`; a hub
+                id, `ACE-Step/ACE-Step-v1-3.5B` or `...@revision`; or a URL that fsspec understands,
+                `s3://bucket/prefix`.
             storage_options: for fsspec: credentials, endpoint. They go with the source, and with a vocabulary's URL
                 of the same kind.
             lyric_vocab: path or URL of the lyric vocabulary, if not the one that belongs to the checkpoint.
+            prompt_tokenizer: for a checkpoint in one file: path of the `tokenizer.json`, if not the one in the file.
 
         Raises:
             CheckpointError: if it is not there, cannot be reached, lacks a part or is damaged.
         """
         text = os.fspath(source)
-        name, path = _locate(text, isinstance(source, str), storage_options)
+        if prompt_tokenizer is not None and not _is_single_file(text):
+            raise CheckpointError(
+                f"prompt_tokenizer is for a checkpoint in one file, not for {without_credentials(text)!r}"
+            )
+        name, path = _locate(text, isinstance(source, str), storage_options, prompt_tokenizer)
         shown = without_credentials(text)
         _require_complete(shown if shown == str(path) else f"{shown} (in {path})", _names(path))
         checkpoint = cls(name, path, text, lyric_vocab, storage_options)
@@ -160,7 +167,18 @@ def wanted_patterns() -> list[str]:
     return [*patterns, f"{FOLDERS['text_encoder']}/{_TOKENIZER}"]
 
 
-def _locate(text: str, may_be_a_name: bool, storage_options: Mapping[str, Any] | None) -> tuple[str, Path]:
+def _is_single_file(text: str) -> bool:
+    path = _local(text)
+    return path.suffix == ".safetensors" and path.is_file()
+
+
+def _local(text: str) -> Path:
+    return Path(text.removeprefix("file://")).expanduser()
+
+
+def _locate(
+    text: str, may_be_a_name: bool, storage_options: Mapping[str, Any] | None, prompt_tokenizer: str | None
+) -> tuple[str, Path]:
     if text == TINY and may_be_a_name:
         from acestep.tiny import tiny_checkpoint
 
@@ -176,9 +194,13 @@ def _locate(text: str, may_be_a_name: bool, storage_options: Mapping[str, Any] |
             storage_options,
         )
         return shown.rstrip("/").rsplit("/", 1)[-1], path
-    path = Path(text.removeprefix("file://")).expanduser()
+    path = _local(text)
     if path.is_dir():
         return path.resolve().name, path
+    if _is_single_file(text):
+        from acestep.single_file import unpack
+
+        return path.stem, unpack(path, prompt_tokenizer)
     hub_id = _HUB_ID.fullmatch(text)
     if path.exists() or hub_id is None or not may_be_a_name or text.startswith((".", "/", "~")):
         what = "is not a folder" if path.exists() else "does not exist"

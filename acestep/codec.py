@@ -13,6 +13,7 @@ from acestep import frames
 from acestep.models.autoencoder import MusicAutoencoder
 from acestep.models.mel import LogMel
 from acestep.models.vocoder import Vocoder
+from acestep.models.windows import in_windows
 
 MEL_RANGE = (-11.0, 3.0)
 """The log-mel values that the autoencoder knows as -1 and 1."""
@@ -20,7 +21,10 @@ LATENT_SHIFT = -1.9091
 LATENT_SCALE = 0.1786
 
 FRAMES_PER_PASS = frames.num_latent_frames(240)
-"""Latent frames coded at once: one song of the greatest length. More in a pass costs memory and saves no time."""
+"""Latent frames encoded at once: one song of the greatest length. More in a pass costs memory and saves no time."""
+
+CHUNK_FRAMES = 512
+"""Latent frames decoded at once: 48 s, what they overlap by is a few percent of them."""
 
 
 class MusicCodec(nn.Module):
@@ -76,19 +80,28 @@ class MusicCodec(nn.Module):
             raise ValueError(f"a waveform must be [2, W] or [B, 2, W], not {list(waveform.shape)}")
         padded = F.pad(batch, (0, -batch.shape[-1] % self.samples_per_frame))
         num_frames = padded.shape[-1] // self.samples_per_frame
-        return torch.cat([self._encode(part) for part in padded.split(_items_per_pass(num_frames))])
+        return torch.cat([self._encode(part) for part in padded.split(max(1, FRAMES_PER_PASS // num_frames))])
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, *, chunk_frames: int | None = None) -> Tensor:
         """Latents `[B, 8, 16, T]` to stereo `[B, 2, T * samples_per_frame]` at `sample_rate`, nominally in -1..1.
 
+        Args:
+            chunk_frames: latent frames decoded at once, of one item or of several, which bounds the memory. Longer
+                items go through in chunks that overlap by as much as the networks see; that gives what all at once
+                would give, up to rounding. None: `CHUNK_FRAMES`; T or more: no item is cut.
+
         Raises:
-            ValueError: for latents of another shape.
+            ValueError: for latents of another shape, or chunks of no frames.
         """
         height, channels = frames.LATENT_HEIGHT, frames.LATENT_CHANNELS
         if latents.ndim != 4 or latents.shape[1:3] != (channels, height) or latents.shape[-1] == 0:
             raise ValueError(f"latents must be [B, {channels}, {height}, T], not {list(latents.shape)}")
-        return torch.cat([self._decode(part) for part in latents.split(_items_per_pass(latents.shape[-1]))])
+        chunk_frames = CHUNK_FRAMES if chunk_frames is None else chunk_frames
+        if chunk_frames < 1:
+            raise ValueError(f"chunk_frames must be at least 1, not {chunk_frames}")
+        parts = latents.split(max(1, chunk_frames // latents.shape[-1]))
+        return torch.cat([self._decode(part, chunk_frames) for part in parts])
 
     def _encode(self, waveform: Tensor) -> Tensor:
         low, high = MEL_RANGE
@@ -96,13 +109,15 @@ class MusicCodec(nn.Module):
         latents = self.autoencoder.encode(mel.to(self._dtype)).float()
         return (latents - LATENT_SHIFT) * LATENT_SCALE
 
-    def _decode(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor, chunk_frames: int) -> Tensor:
         low, high = MEL_RANGE
         scaled = latents.float() / LATENT_SCALE + LATENT_SHIFT
-        mel = self.autoencoder.decode(scaled.to(self._dtype)).float()  # [B, 2, M, 8T]
+        mel = self.autoencoder.decode(scaled.to(self._dtype), chunk_frames).float()  # [B, 2, M, 8T]
         mel = (mel + 1) / 2 * (high - low) + low
-        channels = self.vocoder(mel.flatten(0, 1).to(self._dtype))  # the vocoder knows nothing of stereo
-        return channels.float().reshape(len(latents), 2, -1)
+        channels = mel.flatten(0, 1).to(self._dtype)  # the vocoder knows nothing of stereo
+        size = chunk_frames * self.autoencoder.config.compression
+        waveform = in_windows(self.vocoder, channels, size, self.vocoder.reach)
+        return waveform.float().reshape(len(latents), 2, -1)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -121,7 +136,3 @@ class MusicCodec(nn.Module):
         )
         if wrong := [f"{name}: {found:,} instead of {needed:,}" for name, found, needed in sizes if found != needed]:
             raise ValueError("the codec's config does not fit the model: " + "; ".join(wrong))
-
-
-def _items_per_pass(num_frames: int) -> int:
-    return max(1, FRAMES_PER_PASS // num_frames)

@@ -1,7 +1,7 @@
 """Does a killed run, started again, give what an undisturbed one gives? And what does a manifest cost?
 
     python -m benchmarks.restart --manifest examples/real_prompts.parquet --where folder
-    python -m benchmarks.restart --manifest examples/real_prompts.parquet --where s3
+    python -m benchmarks.restart --manifest examples/real_prompts.parquet --where both
 
 Makes the manifest once undisturbed, and once killed with SIGKILL when half of its songs are committed and then started
 again; compares ids and sha256, checks every song's length and samples, and prints time and memory. `s3` starts a real
@@ -142,22 +142,28 @@ def check_songs(output: str) -> list[str]:
 
 @click.command()
 @click.option("--manifest", required=True)
-@click.option("--where", type=click.Choice(["folder", "s3"]), default="folder", show_default=True)
+@click.option(
+    "--where",
+    type=click.Choice(["folder", "s3", "both"]),
+    default="folder",
+    show_default=True,
+    help="both: undisturbed in a folder, killed and started again on S3.",
+)
 @click.option("--set", "settings", multiple=True, help="Settings of the job, as for acestep generate.")
 def main(manifest: str, where: str, settings: tuple[str, ...]) -> None:
     """Compare an undisturbed run with one that was killed and started again."""
     songs = pq.read_metadata(manifest).num_rows
     with tempfile.TemporaryDirectory() as folder:
-        if where == "s3":
-            with s3_server(folder):
-                compare(manifest, "s3://songs", songs, settings)
-        else:
-            compare(manifest, folder, songs, settings)
+        if where == "folder":
+            compare(manifest, f"{folder}/calm", f"{folder}/disturbed", songs, settings)
+            return
+        with s3_server(folder):
+            calm = "s3://songs/calm" if where == "s3" else f"{folder}/calm"
+            compare(manifest, calm, "s3://songs/disturbed", songs, settings)
 
 
-def compare(manifest: str, base: str, songs: int, settings: tuple[str, ...]) -> None:
-    """Run twice and print a table."""
-    calm, disturbed = f"{base}/calm", f"{base}/disturbed"
+def compare(manifest: str, calm: str, disturbed: str, songs: int, settings: tuple[str, ...]) -> None:
+    """Run twice, into `calm` and `disturbed`, and print a table."""
     code, seconds, peak = run(manifest, calm, settings)
     print(f"undisturbed     exit {code}  {seconds:7.1f} s  peak {peak / 2**30:.2f} GiB")
     quick = (*settings, "commit.every_songs=1")
@@ -167,7 +173,7 @@ def compare(manifest: str, base: str, songs: int, settings: tuple[str, ...]) -> 
     print(f"started again   exit {code}  {seconds:7.1f} s  peak {peak / 2**30:.2f} GiB")
     first, second = ({(row["id"], row["sha256"]) for row in rows_of(place)} for place in (calm, disturbed))
     twice = len(rows_of(disturbed)) - len(second)
-    wrong = check_songs(calm)
+    wrong = check_songs(calm) + check_songs(disturbed)
     print(f"songs {len(first)} of {songs}, the same ids and sha256: {first == second}, rows too many: {twice}")
     print(f"wrong lengths or samples: {len(wrong)}", *wrong, sep="\n    ")
     sys.exit(0 if first == second and len(first) == songs and not wrong and not twice else 1)

@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from acestep import __version__
+
 COMMANDS = {
     "generate": "Make every song of a manifest, on this machine or a Ray cluster.",
     "song": "Make one song from a prompt, on this machine.",
@@ -31,7 +33,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"max_content_width": 110})
-@click.version_option(package_name="acestep-ray", prog_name="acestep")
+@click.version_option(__version__, prog_name="acestep")
 def main() -> None:
     """Music from text with ACE-Step v1: one song, or a catalog of millions on Ray.
 

@@ -31,6 +31,7 @@ def command(
     Ends with 0 when all songs are there, 3 when some failed, 2 when manifest, config or output cannot be used, 130
     after Ctrl-C.
 
+    \b
     acestep generate --manifest songs.parquet --output out --config configs/tiny.yaml
     """
     logging.basicConfig(

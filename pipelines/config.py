@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import InvalidRequestError
-from acestep.problems import Problem, problems_of
+from acestep.problems import Problem, ProblemsError, problems_of
 from acestep.request import MAX_SEED, GenerationRequest
 from pipelines.errors import ConfigError
 
@@ -151,7 +151,7 @@ class RunConfig(Section):
         except InvalidRequestError as error:
             problems += [Problem(f"defaults.{each.field}", each.value, each.allowed) for each in error.problems]
         if problems:
-            raise _ProblemsError(problems)
+            raise ProblemsError(problems)
         return settings
 
     @field_validator("audio", mode="before")
@@ -163,7 +163,7 @@ class RunConfig(Section):
     def _device_has_a_gpu(self) -> RunConfig:
         if (self.model.device or "").startswith("cuda") and not self.resources.num_gpus:
             allowed = "engines have no GPU while resources.num_gpus is 0"
-            raise _ProblemsError([Problem("model.device", self.model.device, allowed)])
+            raise ProblemsError([Problem("model.device", self.model.device, allowed)])
         return self
 
     @property
@@ -206,24 +206,7 @@ class RunConfig(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError.of(where, _problems(error)) from None
-
-
-class _ProblemsError(ValueError):
-    """Problems in our own words, on their way through pydantic."""
-
-    def __init__(self, problems: list[Problem]):
-        super().__init__("; ".join(map(str, problems)))
-        self.problems = problems
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    causes = [item.get("ctx", {}).get("error") for item in error.errors(include_url=False)]
-    worded = [
-        cause.problems if isinstance(cause, _ProblemsError) else [problem]
-        for cause, problem in zip(causes, problems_of(error, RunConfig), strict=True)
-    ]
-    return [problem for problems in worded for problem in problems]
+            raise ConfigError.of(where, problems_of(error, cls)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Driver:
             progress = Progress(counts, self._storage, self._summary.run, self._committer.commit_if_due)
             state = "failed"
             try:
-                with _signals(self._summary):
+                with stop_signals(self._summary):
                     self._execute([each.bucket for each in states], num_actors, progress)
                 state = "finished" if self._summary.stopped is None else "stopped"
             finally:
@@ -124,7 +124,7 @@ class Driver:
                 alone = dataclasses.replace(self._cutting, alone=True)
                 self._stream(alone, lost, num_actors, progress)
                 self._committer.finish()
-        message = f"the process that made this song died, {execution.ATTEMPTS} times with this song alone"
+        message = f"the process that made or encoded this song died, {execution.ATTEMPTS} times with this song alone"
         for bucket in lost:
             table = lost_songs(bucket, self._storage, self._cutting)
             attempts, run = 2 * execution.ATTEMPTS, self._summary.run
@@ -162,7 +162,7 @@ def _is_cluster(config: RunConfig) -> bool:
 
 
 @contextmanager
-def _signals(summary: Summary) -> Iterator[None]:
+def stop_signals(summary: Summary) -> Iterator[None]:
     """Ctrl-C and SIGTERM end a run with what is finished committed; Ray's own handlers would not."""
 
     def stop(number: int, frame: Any) -> None:

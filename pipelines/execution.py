@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from acestep.result import ModelInfo
 from pipelines.config import RunConfig
@@ -34,7 +35,7 @@ CUTTERS = 2
 """Buckets read at the same time: one bucket of batches keeps many engines busy for long."""
 CUTTER_CPUS = 0.5
 ATTEMPTS = 3
-"""How often a batch is tried when the process that makes it dies."""
+"""How often a batch or song is tried when the process that works on it dies."""
 BLOCK_BYTES = 32 << 20
 """Songs gather to about so much before they go to an encoder: few enough for encoders to share a batch."""
 LOCAL_CPUS = 4
@@ -58,8 +59,9 @@ def connect(config: RunConfig) -> bool:
         options["runtime_env"] = config.ray.runtime_env
     if address and address != "local":
         try:
+            _require_listener(address)
             ray.init(address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"ray.address: {address!r} cannot be reached: {error}") from error
         return True
     resources = config.resources
@@ -113,40 +115,50 @@ def songs_dataset(
 
     resources = config.resources
     source: Dataset = ray.data.from_items([{"bucket": bucket} for bucket in buckets], override_num_blocks=len(buckets))
-    cut, encode = cast(Any, cut_bucket), cast(Any, encode_songs)  # Ray's types know no further arguments.
-    batches = source.map_batches(
-        cut,
+    batches = _map(
+        source,
+        cut_bucket,
+        retries="max_retries",
         fn_kwargs={"storage": storage, "cutting": cutting},
-        batch_size=1,
-        batch_format="pyarrow",
         compute=TaskPoolStrategy(size=min(CUTTERS, len(buckets))),
         num_cpus=CUTTER_CPUS,
     ).repartition(target_num_rows_per_block=1, strict=True)
     # A batch of one is tried for itself only: behind another in a queue, it would die with it.
     in_flight = 1 if cutting.alone else None
-    songs = _map_engine(
+    songs = _map(
         batches,
+        GenerateStage,
+        retries="max_task_retries",
         fn_constructor_kwargs=_engine_arguments(config, model, num_actors),
-        batch_size=1,
-        batch_format="pyarrow",
         compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=in_flight),
         **_engine_resources(config),
     )
-    return songs.map_batches(
-        encode,
+    return _map(
+        songs,
+        encode_songs,
+        retries="max_retries",
         fn_kwargs={"storage": storage, "audio": config.audio, "run": cutting.run},
-        batch_size=1,
-        batch_format="pyarrow",
         num_cpus=resources.encode_cpus,
     )
 
 
-def _map_engine(dataset: Dataset, **options: Any) -> Dataset:
-    """`map_batches` over engines that are tried again a bounded number of times; without a bound, a song that kills
-    its process would do so for ever. The argument has no other name in Ray before 2.64."""
+def _require_listener(address: str) -> None:
+    """Ray itself would go on trying for ten minutes, and then end the process."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _map(dataset: Dataset, function: Any, *, retries: str, **options: Any) -> Dataset:
+    """`map_batches` row by row, each tried a bounded number of times.
+
+    Without a bound, a song that kills the process that works on it would do so for ever. The argument for that has no
+    other name in Ray before 2.64.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        return dataset.map_batches(GenerateStage, max_task_retries=ATTEMPTS - 1, **options)  # type: ignore[arg-type]
+        options |= {"batch_size": 1, "batch_format": "pyarrow", retries: ATTEMPTS - 1}
+        return dataset.map_batches(function, **options)
 
 
 def _engine_arguments(config: RunConfig, model: ModelInfo, num_actors: int) -> dict[str, Any]:

@@ -231,7 +231,7 @@ def _read_jsonl(stream: Any, file: _File, rows: int) -> Iterator[ManifestBatch]:
             continue
         number += 1
         if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-            raise ManifestError(f"manifest {file.name} is a JSON list; it must hold one JSON object a line")
+            raise ManifestError(f"manifest {file.path} is a JSON list; it must hold one JSON object a line")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             row = json.loads(text)

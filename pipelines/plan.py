@@ -148,7 +148,7 @@ def _write(storage: Storage, name: str, num_buckets: int, good: Spill, bad: Spil
             rejects.append(refused.drop_columns(["request"]))
         num_planned += planned.num_rows
         num_rejected += refused.num_rows
-    old = [key for key in storage.keys(layout.FAILED, f"/{layout.REJECTED_FILE}") if key not in kept]
+    old = [key for key in storage.keys(layout.FAILED, layout.REJECTED_FILE) if key not in kept]
     storage.delete(old)
     if rejects:
         storage.write_table(

@@ -94,7 +94,7 @@ def _request(values: Mapping[str, Any], resolution: Resolution) -> GenerationReq
     if merged.get("seed") is None:
         merged["seed"] = derived_seed(resolution.seed, id or "")
     try:
-        request = GenerationRequest.parse(merged)
+        request = GenerationRequest.parse(merged).resolved()
     except InvalidRequestError as error:
         problems += error.problems
     if problems:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pyarrow as pa
 
@@ -26,6 +26,11 @@ TIME = pa.timestamp("us", tz="UTC")
 def _arrow_type(annotation: Any) -> pa.DataType | None:
     """The type of a field, or None for one that is stored as JSON text."""
     origin = get_origin(annotation)
+    if origin is Annotated:
+        return _arrow_type(get_args(annotation)[0])
+    if origin in (list, tuple):
+        kind = _arrow_type(get_args(annotation)[0])
+        return pa.list_(kind) if kind else None
     if origin is Literal:
         return _SCALARS[type(get_args(annotation)[0])]
     if origin in (Union, types.UnionType):
@@ -49,7 +54,7 @@ REQUEST = pa.schema(_request_fields())
 """One column for each field of a request."""
 
 AS_JSON = frozenset(name for name, info in GenerationRequest.model_fields.items() if not _arrow_type(info.annotation))
-"""Fields that are not scalars, stored as JSON text."""
+"""Fields that have no Arrow type, stored as JSON text."""
 
 PLAN = pa.schema(
     [

@@ -103,7 +103,9 @@ class Storage:
         except FileNotFoundError:
             return []
         keys = (path[len(self._root) :].lstrip("/") for path in paths)
-        return sorted(key for key in keys if key.endswith(suffix) and not key.rpartition("/")[2].startswith("."))
+        # Unfinished local writes start with a dot; some S3 servers list an emptied folder as an object without a name.
+        names = ((key, key.rpartition("/")[2]) for key in keys)
+        return sorted(key for key, name in names if name and name.endswith(suffix) and not name.startswith("."))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are gone already are no error."""

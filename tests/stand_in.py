@@ -1,9 +1,9 @@
 """An engine that needs no weights: sine tones, and on demand every way in which an engine can fail.
 
 What it makes depends on the whole batch, so that equal audio proves equal engine calls. Words in a prompt command it:
-`raise` fails the whole call, `refuse` only its song, `nan` makes a song that cannot be encoded, `slow` takes a second,
-`die-once:<path>` ends the process unless the file is there (and makes it), `die` ends it always, `device` breaks the
-device.
+`raise` fails the whole call, `refuse` only its song (`refuse-until:<path>`: while there is no such file), `nan` makes a
+song that cannot be encoded, `slow:<seconds>` takes its time, `device` breaks the device, `die` ends the process and
+`die-once:<path>` too, unless the file is there (it makes it first).
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Engine:
             raise RuntimeError("told to raise")
         if "device" in words:
             raise DeviceError("told to break")
-        if "slow" in words:
-            time.sleep(1.0)
         for word in words:
+            if word.startswith("slow:"):
+                time.sleep(float(word.removeprefix("slow:")))
             if word == "die":
                 os._exit(1)
             if word.startswith("die-once:") and not os.path.exists(path := word.removeprefix("die-once:")):
@@ -71,13 +71,15 @@ class Engine:
                 os._exit(1)
 
     def _song(self, request: GenerationRequest, company: int, size: int) -> GenerationResult | GenerationFailure:
-        if "refuse" in request.prompt.split():
+        words = request.prompt.split()
+        until = [word.removeprefix("refuse-until:") for word in words if word.startswith("refuse-until:")]
+        if "refuse" in words or not all(map(os.path.exists, until)):
             return GenerationFailure(request=request, error_class="out_of_memory", message="told to refuse")
         count = num_samples(request.duration, request.sample_rate)
         phase = np.arange(count, dtype=np.float32) / request.sample_rate
         pitch = 100 + (request.seed or 0) % 800 + company
         waveform = np.tile(0.5 * np.sin(2 * np.pi * pitch * phase, dtype=np.float32), (2, 1))
-        if "nan" in request.prompt.split():
+        if "nan" in words:
             waveform[0, 5] = np.nan
         return GenerationResult(
             request=request,

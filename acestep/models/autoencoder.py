@@ -22,6 +22,7 @@ from acestep.models.autoencoder_layers import (
     repeat_channels,
 )
 from acestep.models.config import read_config
+from acestep.models.windows import in_windows, reach_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,13 @@ class MusicAutoencoder(nn.Module):
         """Scaled log-mel, its frames a multiple of `compression`, to latents."""
         return self.encoder(mel)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents to scaled log-mel. Its attention is global: an item's decode depends on its length."""
-        return self.decoder(latents)
+    def decode(self, latents: Tensor, chunk_frames: int | None = None) -> Tensor:
+        """Latents to scaled log-mel. Its attention is global: an item's decode depends on its length.
+
+        With `chunk_frames` no more latent frames than these (and the few around them) are computed at once, at all
+        but the latents' own resolution; the result is the same up to rounding.
+        """
+        return self.decoder(latents, chunk_frames)
 
 
 class Encoder(nn.Module):
@@ -154,11 +159,27 @@ class Decoder(nn.Module):
         self.norm_out = ChannelRMSNorm(stages[0].channels)
         self.conv_out = nn.Conv2d(stages[0].channels, config.in_channels, 3, padding=1)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, chunk_frames: int | None = None) -> Tensor:
         x = self.conv_in(latents) + repeat_channels(latents, self.conv_in.out_channels)
-        for block in reversed(self.up_blocks):
-            x = block(x)
+        layers = [layer for block in reversed(self.up_blocks) for layer in block.children()]
+        num_global = max((i + 1 for i, layer in enumerate(layers) if isinstance(layer, EfficientViTBlock)), default=0)
+        for layer in layers[:num_global]:
+            x = layer(x, chunk_frames) if isinstance(layer, EfficientViTBlock) else layer(x)
+        local = layers[num_global:]
+        return in_windows(lambda part: self._finish(part, local), x, chunk_frames, self._reach(local))
+
+    def _finish(self, x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+        for layer in layers:
+            x = layer(x)
         return self.conv_out(F.relu(self.norm_out(x)))
+
+    def _reach(self, layers: Sequence[nn.Module]) -> int:
+        """Frames to either side of a frame of the layers' input that its mel frames depend on."""
+        reach = reach_of(self.conv_out)
+        for layer in reversed(layers):
+            assert isinstance(layer, ResBlock | Upsample)
+            reach = layer.reach(reach)
+        return reach
 
 
 def _stages(

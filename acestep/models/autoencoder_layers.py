@@ -1,13 +1,20 @@
 """Layers of the mel autoencoder: residual convolutions, multi-scale linear attention, and sampling with shortcuts.
 
 All of them take and give `[B, channels, height, width]`: mel bins high and mel frames wide, at the stage's scale.
+`reach(after)` is how many frames of input beyond an end the `after` frames of output beyond it depend on, but for the
+attention's sum over everything.
 """
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from acestep.models.windows import in_windows, reach_before, reach_of, windows
 
 NORM_EPS = 1e-5
 ATTENTION_EPS = 1e-15
@@ -51,6 +58,9 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(self.conv2(F.silu(self.conv1(x))))
 
+    def reach(self, after: int) -> int:
+        return reach_of(self.conv1, reach_of(self.conv2, after))
+
 
 class MultiscaleProjection(nn.Module):
     """Queries, keys and values seen through a wider window: depthwise k x k, then 1x1 within each head."""
@@ -83,21 +93,43 @@ class MultiscaleLinearAttention(nn.Module):
         self.to_out = nn.Linear(inner * (1 + len(kernel_sizes)), channels, bias=False)
         self.norm_out = ChannelRMSNorm(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        last = x.movedim(1, -1)
-        qkv = torch.cat([self.to_q(last), self.to_k(last), self.to_v(last)], dim=-1).movedim(-1, 1)
-        scales = torch.cat([qkv, *(project(qkv) for project in self.to_qkv_multiscale)], dim=1)
-        attended = self._attend(scales).unflatten(-1, x.shape[-2:])
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Attend over all positions of `x`, or, where `x` is part of a song, over what the song's context holds."""
+        query, key, value = self._heads(self._project(x))
+        out = (_context(key, value) if context is None else context) @ query
+        attended = (out[:, :, :-1] / (out[:, :, -1:] + ATTENTION_EPS)).flatten(1, 2).to(x.dtype)
+        attended = attended.unflatten(-1, x.shape[-2:])
         return x + self.norm_out(self.to_out(attended.movedim(1, -1)).movedim(-1, 1))
 
-    def _attend(self, qkv: Tensor) -> Tensor:
+    def context(self, x: Tensor, size: int) -> Tensor:
+        """All that a song's positions need to know of each other, gathered over windows of `size` frames."""
+        parts = windows(x.shape[-1], size, self.reach(0))
+        return reduce(torch.add, (self._context_of(x[..., part.read], part.kept) for part in parts))
+
+    def reach(self, after: int) -> int:
+        scales = cast("list[MultiscaleProjection]", list(self.to_qkv_multiscale))
+        return max((reach_of(project.proj_in, after) for project in scales), default=after)
+
+    def _context_of(self, x: Tensor, kept: slice) -> Tensor:
+        _, key, value = self._heads(self._project(x)[..., kept])
+        return _context(key, value)
+
+    def _project(self, x: Tensor) -> Tensor:
+        last = x.movedim(1, -1)
+        qkv = torch.cat([self.to_q(last), self.to_k(last), self.to_v(last)], dim=-1).movedim(-1, 1)
+        return torch.cat([qkv, *(project(qkv) for project in self.to_qkv_multiscale)], dim=1)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, both through ReLU, and values; float32 `[B, heads, D, positions]`."""
         # The published weights expect a head to be 3 * D *neighbouring* channels of [all q | all k | all v].
         heads = qkv.flatten(2).unflatten(1, (-1, 3 * self.head_dim)).float()
-        query, key, value = heads.chunk(3, dim=2)  # each [B, heads, D, positions]
-        query, key = F.relu(query), F.relu(key)
-        context = F.pad(value, (0, 0, 0, 1), value=1.0) @ key.transpose(-1, -2)  # the row of ones sums the weights
-        out = context @ query
-        return (out[:, :, :-1] / (out[:, :, -1:] + ATTENTION_EPS)).flatten(1, 2).to(qkv.dtype)
+        query, key, value = heads.chunk(3, dim=2)
+        return F.relu(query), F.relu(key), value
+
+
+def _context(key: Tensor, value: Tensor) -> Tensor:
+    """Sums over positions, `[B, heads, D + 1, D]`: of values by key, and, in the last row, of the keys' weights."""
+    return F.pad(value, (0, 0, 0, 1), value=1.0) @ key.transpose(-1, -2)
 
 
 class GLUMBConv(nn.Module):
@@ -115,6 +147,9 @@ class GLUMBConv(nn.Module):
         content, gate = self.conv_depth(F.silu(self.conv_inverted(x))).chunk(2, dim=1)
         return x + self.norm(self.conv_point(content * F.silu(gate)))
 
+    def reach(self, after: int) -> int:
+        return reach_of(self.conv_inverted, reach_of(self.conv_depth, reach_of(self.conv_point, after)))
+
 
 class EfficientViTBlock(nn.Module):
     """Global linear attention, then a gated convolution."""
@@ -124,8 +159,13 @@ class EfficientViTBlock(nn.Module):
         self.attn = MultiscaleLinearAttention(channels, head_dim, kernel_sizes)
         self.conv_out = GLUMBConv(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(self.attn(x))
+    def forward(self, x: Tensor, size: int | None = None) -> Tensor:
+        """All at once, or in windows of `size` frames, once for the attention's context and once for the rest."""
+        if size is None or size >= x.shape[-1]:
+            return self.conv_out(self.attn(x))
+        context = self.attn.context(x, size)
+        reach = self.attn.reach(self.conv_out.reach(0))
+        return in_windows(lambda part: self.conv_out(self.attn(part, context)), x, size, reach)
 
 
 class Downsample(nn.Module):
@@ -149,3 +189,6 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
         return wide + F.pixel_shuffle(repeat_channels(x, 4 * self.conv.out_channels), 2)
+
+    def reach(self, after: int) -> int:
+        return reach_before(reach_of(self.conv, after), 2)

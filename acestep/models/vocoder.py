@@ -9,13 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep.models.config import read_config
+from acestep.models.windows import reach_of
 
 STEM_KERNEL = 7
 LAYER_SCALE = 1e-6
@@ -71,6 +72,11 @@ class Vocoder(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         return self.head(self.backbone(mel))
 
+    @property
+    def reach(self) -> int:
+        """Mel frames to either side that a mel frame's samples depend on."""
+        return self.backbone.reach(self.head.reach(0))
+
 
 class ChannelLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of `[B, C, frames]`."""
@@ -121,6 +127,10 @@ class Backbone(nn.Module):
             x = stage(widen(x))
         return self.norm(x)
 
+    def reach(self, after: int) -> int:
+        """Frames of input beyond an end that the `after` frames of output beyond it depend on."""
+        return _reach_of_all(self, after)
+
 
 class ResBlock(nn.Module):
     """Pairs of a dilated and a plain convolution, each pair added to its input."""
@@ -134,6 +144,10 @@ class ResBlock(nn.Module):
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
             x = x + plain(F.silu(dilated(F.silu(x))))
         return x
+
+    def reach(self, after: int) -> int:
+        """Frames of input beyond an end that the `after` frames of output beyond it depend on."""
+        return _reach_of_all(self, after)
 
 
 class Head(nn.Module):
@@ -157,18 +171,37 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_pre(x)
         for index, up in enumerate(self.ups):
-            x = up(F.silu(x))
-            first = index * self.num_kernels
-            x = _mean_of(self.resblocks[first : first + self.num_kernels], x)
+            x = _mean_of(self._blocks(index), up(F.silu(x)))
         return torch.tanh(self.conv_post(F.silu(x)))
 
+    def reach(self, after: int) -> int:
+        """Frames of input beyond an end that the `after` samples of output beyond it depend on."""
+        after = reach_of(self.conv_post, after)
+        for index, up in reversed(list(enumerate(self.ups))):
+            assert isinstance(up, nn.ConvTranspose1d)
+            after = reach_of(up, max(block.reach(after) for block in self._blocks(index)))
+        return reach_of(self.conv_pre, after)
 
-def _mean_of(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    def _blocks(self, index: int) -> list[ResBlock]:
+        """The parallel blocks behind an upsampling."""
+        first = index * self.num_kernels
+        return cast("list[ResBlock]", list(self.resblocks[first : first + self.num_kernels]))
+
+
+def _mean_of(blocks: Sequence[ResBlock], x: Tensor) -> Tensor:
     # Summed one by one: stacked, the outputs would be the peak of the memory.
     total = blocks[0](x)
     for block in blocks[1:]:
         total = total + block(x)
     return total / len(blocks)
+
+
+def _reach_of_all(module: nn.Module, after: int) -> int:
+    """The reach of convolutions one behind the other."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv1d):
+            after = reach_of(layer, after)
+    return after
 
 
 def _same_conv(in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv1d:

@@ -1,8 +1,7 @@
-"""Local networks applied in windows: a long signal through convolutions at the memory of a short one, equal to the
-whole up to rounding.
+"""Local networks applied in windows: a long signal at the memory of a short one, equal to the whole up to rounding.
 
-A window reaches beyond what is kept of it by as far as the layers see, which they tell by their kernels; at the ends
-of the signal it stops where the signal does, so that the layers pad there as they always do.
+A window reads beyond what is kept of it by as far as the layers see, which they tell by their kernels. At the ends of
+the signal it stops where the signal does, so that the layers pad there as they always do.
 """
 
 from __future__ import annotations
@@ -10,22 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Frames `low` to `high` are read, of which `start` to `stop` are kept."""
+    """Frames `low` to `high` of a signal, of which `start` to `stop` are kept."""
 
     low: int
     start: int
     stop: int
     high: int
 
+    @property
+    def read(self) -> slice:
+        """What to cut out of the signal."""
+        return slice(self.low, self.high)
+
+    @property
+    def kept(self) -> slice:
+        """What to keep of the cut."""
+        return slice(self.start - self.low, self.stop - self.low)
+
 
 def windows(num_frames: int, size: int, reach: int) -> Iterator[Window]:
-    """Windows that keep `size` frames each (the last what is left) and read up to `reach` more on both sides."""
+    """Windows that keep `size` frames each, the last what is left, and read up to `reach` more on both sides."""
     assert num_frames > 0 and size > 0 and reach >= 0, (num_frames, size, reach)
     for start in range(0, num_frames, size):
         stop = min(start + size, num_frames)
@@ -36,54 +44,39 @@ def in_windows(network: Callable[[Tensor], Tensor], x: Tensor, size: int | None,
     """What `network` gives for `x` `[..., frames]`, computed over windows of `size` frames; None: all at once.
 
     Args:
-        network: gives a fixed whole number of frames for each frame, none of which depends on a frame farther than
-            `reach` from its own.
+        network: makes a fixed whole number of frames of each frame, seeing at most `reach` frames to both sides.
     """
     num_frames = x.shape[-1]
     if size is None or size >= num_frames:
         return network(x)
     out: Tensor | None = None
     for window in windows(num_frames, size, reach):
-        part = network(x[..., window.low : window.high])
+        part = network(x[..., window.read])
         scale, rest = divmod(part.shape[-1], window.high - window.low)
         assert rest == 0, f"{window.high - window.low} frames became {part.shape[-1]}"
         if out is None:
             out = part.new_empty(*part.shape[:-1], scale * num_frames)
-        first = scale * (window.start - window.low)
-        kept = slice(first, first + scale * (window.stop - window.start))
-        out[..., scale * window.start : scale * window.stop] = part[..., kept]
+        kept = part[..., scale * window.kept.start : scale * window.kept.stop]
+        out[..., scale * window.start : scale * window.stop] = kept
     assert out is not None
     return out
 
 
 def reach_of(conv: nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d, after: int = 0) -> int:
-    """Frames needed beyond each end of a convolution's input to know `after` frames beyond each end of its output.
+    """Frames of input beyond each end of a window that `after` frames of output beyond each end of it depend on.
 
-    Along the last axis, and for a padding that keeps length (times the stride, if transposed).
+    Along the last axis, for a convolution that keeps the length or, transposed, multiplies it by its stride.
     """
-    padding = conv.padding[-1]
+    padding, stride = conv.padding[-1], conv.stride[-1]
     assert isinstance(padding, int)
-    if isinstance(conv, nn.ConvTranspose1d):
-        return -(-(after + padding) // conv.stride[-1])
     span = conv.dilation[-1] * (conv.kernel_size[-1] - 1)
-    assert conv.stride[-1] == 1 and span == 2 * padding, conv
+    if isinstance(conv, nn.ConvTranspose1d):
+        assert span + 1 == stride + 2 * padding, f"{conv} does not multiply the length by its stride"
+        return reach_before(after + padding, stride)
+    assert stride == 1 and span == 2 * padding, f"{conv} does not keep the length"
     return after + padding
 
 
-def halved(after: int) -> int:
-    """Frames before a doubling of the frame rate that hold `after` frames behind it."""
-    return -(-after // 2)
-
-
-def all_at_once(size: int | None, x: Tensor) -> bool:
-    """Whether windows of `size` frames make one of `x`."""
-    return size is None or size >= x.shape[-1]
-
-
-def summed(parts: Iterator[Tensor]) -> Tensor:
-    """The sum of tensors that are made one by one."""
-    total: Tensor | None = None
-    for part in parts:
-        total = part if total is None else torch.add(total, part)
-    assert total is not None
-    return total
+def reach_before(after: int, rate: int) -> int:
+    """Frames that make at least `after` frames when each becomes `rate`."""
+    return -(-after // rate)

@@ -1,0 +1,325 @@
+"""The plan: rows into complete requests and rejects, bucketed, repeatable, there whole or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep.request import GenerationRequest, derived_seed
+from pipelines import layout, plan, schema
+from pipelines.errors import ManifestError, OutputError
+from pipelines.manifest import Manifest, ManifestBatch, UnreadableRow
+from pipelines.plan import PlanRecord, make_plan, read_rejects
+from pipelines.resolution import Resolution, plan_rows
+from pipelines.spill import Spill
+from pipelines.storage import Storage
+
+RESOLUTION = Resolution(
+    defaults={"duration": 20, "num_inference_steps": 40}, seed=7, model_fingerprint="m", rendition="r"
+)
+
+
+def planned(rows: list[dict[str, Any]] | pa.Table, resolution: Resolution = RESOLUTION) -> tuple[list[Any], list[Any]]:
+    """`plan_rows` of plain rows, as plain rows."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows)
+    batch = ManifestBatch("m", list(range(1, table.num_rows + 1)), table)
+    good, bad = plan_rows(batch, resolution)
+    return good.to_pylist(), bad.to_pylist()
+
+
+def test_a_row_goes_before_the_defaults_and_null_means_default() -> None:
+    rows = [
+        {"id": "a", "prompt": "p", "duration": 5.0, "lyrics": None, "guidance_scale": None},
+        {"id": "b", "prompt": "p", "duration": None, "lyrics": "la", "guidance_scale": 3.0},
+    ]
+    (a, b), bad = planned(rows)
+    assert not bad
+    assert (a["duration"], a["lyrics"], a["num_inference_steps"], a["guidance_scale"]) == (5.0, "", 40, 15.0)
+    assert (b["duration"], b["lyrics"], b["guidance_scale"]) == (20.0, "la", 3.0)
+    assert (a["file"], a["row"], b["row"]) == ("m", 1, 2)
+    assert schema.requests_of(pa.Table.from_pylist([a], schema=schema.PLAN))[0].duration == 5.0
+
+
+def test_a_missing_seed_is_derived_from_run_and_id() -> None:
+    (a, b), _ = planned([{"id": "a", "prompt": "p", "seed": None}, {"id": "b", "prompt": "p", "seed": 5}])
+    assert (a["seed"], b["seed"]) == (derived_seed(7, "a"), 5)
+    (other, _), _ = planned([{"id": "a", "prompt": "p"}, {"id": "b", "prompt": "p"}], Resolution({}, 8, "m", "r"))
+    assert other["seed"] == derived_seed(8, "a")
+
+
+def test_the_fingerprint_names_sound_model_and_rendition() -> None:
+    rows = [{"id": "a", "prompt": "p", "seed": 1}]
+    ((first,), _) = planned(rows)
+    assert first["fingerprint"] == GenerationRequest(
+        prompt="p", seed=1, duration=20, num_inference_steps=40
+    ).fingerprint("m", "r")
+    for other in (Resolution(RESOLUTION.defaults, 7, "x", "r"), Resolution(RESOLUTION.defaults, 7, "m", "x")):
+        assert planned(rows, other)[0][0]["fingerprint"] != first["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7, "7"),
+        (7.0, "7"),
+        (7.5, "7.5"),
+        (np.int64(7), "7"),
+        (b"bytes", "bytes"),
+        (True, "True"),
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        ("\U0001f3b5 / ..", "\U0001f3b5 / .."),
+        (2**64 - 1, str(2**64 - 1)),
+    ],
+)
+def test_ids_of_any_scalar_type_become_text(value: Any, text: str) -> None:
+    kind = pa.uint64() if value == 2**64 - 1 else None
+    (row,), _ = planned(pa.table({"id": pa.array([value], kind), "prompt": ["p"]}))
+    assert row["id"] == text
+
+
+def test_arrow_and_pandas_types_are_as_good_as_python_s() -> None:
+    frame = pd.DataFrame({"id": [1, 2], "prompt": ["p", "p"], "seed": [42, None], "use_erg_tag": [True, None]})
+    frame["duration"] = np.array([10, 20], dtype=np.float32)
+    frame["scheduler"] = pd.Categorical(["heun", "euler"])
+    frame["sample_rate"] = [48000.0, None]
+    rows, bad = planned(pa.Table.from_pandas(frame))
+    assert not bad
+    assert [row["id"] for row in rows] == ["1", "2"]
+    assert [row["sample_rate"] for row in rows] == [48000, 44100]
+    assert [row["scheduler"] for row in rows] == ["heun", "euler"]
+
+
+def test_text_from_csv_becomes_numbers() -> None:
+    row = {"id": "007", "prompt": "p", "duration": "12.5", "seed": "3", "sample_rate": "48000", "use_erg_tag": "false"}
+    (made,), bad = planned([row])
+    assert not bad
+    assert (made["id"], made["duration"], made["seed"], made["sample_rate"]) == ("007", 12.5, 3, 48000)
+    assert made["use_erg_tag"] is False
+
+
+BAD = [
+    ({"duration": 0}, "duration: 0"),
+    ({"duration": -1}, "duration: -1"),
+    ({"duration": float("nan")}, "duration: nan"),
+    ({"duration": 1000}, "1 to 240"),
+    ({"duration": "abc"}, "duration: 'abc'"),
+    ({"num_inference_steps": 0}, "num_inference_steps: 0"),
+    ({"scheduler": "dpm"}, "scheduler: 'dpm' is not allowed; allowed: 'euler', 'heun' or 'pingpong'"),
+    ({"prompt": "x" * 100_000}, "(100,000 characters)"),
+    ({"prompt": None}, "prompt: None is not allowed; it is required"),
+    ({"prompt": "  "}, "prompt: '  '"),
+    ({"id": None}, "id: None is not allowed; it is required"),
+    ({"id": ""}, "id: '' is not allowed"),
+    ({"id": "x" * 1000}, "id: 'xxx"),
+    ({"seed": -1}, "seed: -1"),
+    ({"sample_rate": 8000}, "sample_rate: 8000"),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), BAD, ids=[expected[:30] for _, expected in BAD])
+def test_a_bad_value_names_field_value_and_what_is_allowed(change: dict[str, Any], expected: str) -> None:
+    good, (reject,) = planned([{"id": "a", "prompt": "p"} | change])
+    assert not good
+    assert expected in reject["message"]
+    assert "is not allowed" in reject["message"]
+    assert [reason["field"] for reason in reject["reasons"]] == list(change)
+    assert reject["row"] == 1
+
+
+def test_good_rows_among_bad_ones_and_all_problems_at_once() -> None:
+    rows = [{"id": str(n), "prompt": "\U0001f525 emoji", "duration": 10.0, "num_inference_steps": 5} for n in range(4)]
+    rows[1] |= {"duration": 0.0, "num_inference_steps": 0, "prompt": None}
+    good, (reject,) = planned(rows)
+    assert [row["id"] for row in good] == ["0", "2", "3"]
+    assert [reason["field"] for reason in reject["reasons"]] == ["prompt", "duration", "num_inference_steps"]
+    assert json.loads(reject["request"])["duration"] == 0.0
+
+
+def test_a_row_that_could_not_be_read_is_a_reject() -> None:
+    batch = ManifestBatch("m", [], pa.table({}), [UnreadableRow(3, "'{broken'", "it is not JSON")])
+    good, bad = plan_rows(batch, RESOLUTION)
+    assert (good.num_rows, bad.to_pylist()[0]["row"]) == (0, 3)
+
+
+def manifest_of(path: Path, table: pa.Table) -> Manifest:
+    pq.write_table(table, path)
+    return Manifest(str(path))
+
+
+def make(
+    manifest: Manifest, storage: Storage, resolution: Resolution = RESOLUTION, bucket_rows: int = 10
+) -> PlanRecord:
+    return make_plan(manifest, storage, resolution, bucket_rows=bucket_rows, about={"model": {}, "config": {}})
+
+
+def table(count: int, **more: Any) -> pa.Table:
+    return pa.table({"id": [f"s{n:03d}" for n in range(count)], "prompt": [f"song {n}" for n in range(count)], **more})
+
+
+def read_plan(storage: Storage, record: PlanRecord) -> list[dict[str, Any]]:
+    keys = [layout.plan_key(bucket, record.plan) for bucket in range(record.num_buckets)]
+    return [row for key in keys for row in storage.read_table(key).to_pylist()]
+
+
+def test_a_plan_is_written_by_bucket_in_an_order_of_its_own(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    record = make(manifest_of(tmp_path / "m.parquet", table(95)), storage)
+    assert (record.num_buckets, record.rows, record.planned, record.rejected) == (10, 95, 95, 0)
+    rows = read_plan(storage, record)
+    assert sorted(row["id"] for row in rows) == [f"s{n:03d}" for n in range(95)]
+    assert PlanRecord.read(storage) == record
+
+    shuffled = table(95).take(np.random.default_rng(0).permutation(95))
+    other = Storage(str(tmp_path / "other"))
+    again = read_plan(other, make(manifest_of(tmp_path / "m2.parquet", shuffled), other))
+    drop = ("file", "row")
+    assert [{k: v for k, v in row.items() if k not in drop} for row in again] == [
+        {k: v for k, v in row.items() if k not in drop} for row in rows
+    ]
+
+
+def test_the_same_plan_is_not_made_twice_and_another_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    manifest = manifest_of(tmp_path / "m.parquet", table(5))
+    first = make(manifest, storage)
+    monkeypatch.setattr(plan, "plan_rows", None)
+    assert make(manifest, storage) == first
+    monkeypatch.undo()
+    second = make(manifest, storage, Resolution({}, 9, "m", "r"))
+    assert second.plan != first.plan
+    assert storage.keys("plan") == [layout.plan_key(0, second.plan)]
+
+
+def test_a_catalog_keeps_its_number_of_buckets(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    assert make(manifest_of(tmp_path / "m.parquet", table(25)), storage).num_buckets == 3
+    assert make(manifest_of(tmp_path / "m.parquet", table(95)), storage).num_buckets == 3
+
+
+def test_duplicate_ids_are_refused_with_the_row_that_has_it_first(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    rows = pa.table({"id": ["a", "b", "a", "c", "a"], "prompt": ["1", "2", "3", "4", "5"]})
+    record = make(manifest_of(tmp_path / "m.parquet", rows), storage)
+    assert (record.planned, record.rejected) == (3, 2)
+    assert {row["id"]: row["prompt"] for row in read_plan(storage, record)} == {"a": "1", "b": "2", "c": "4"}
+    rejects = read_rejects(storage).to_pylist()
+    assert [row["row"] for row in rejects] == [3, 5]
+    assert "id: 'a' is not allowed; row 1 has it already" in rejects[0]["message"]
+    (failed,) = storage.keys("failed")
+    assert failed.endswith("rejected.parquet")
+    assert storage.read_table(failed).column("error_class").to_pylist() == ["input", "input"]
+
+    make(manifest_of(tmp_path / "m.parquet", rows.slice(0, 2)), storage)
+    assert storage.keys("failed") == []
+    assert read_rejects(storage).num_rows == 0
+
+
+def test_nothing_is_written_when_the_manifest_breaks_off(tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path / "m.parquet", table(10_000))
+    data = (tmp_path / "m.parquet").read_bytes()
+    (tmp_path / "m.parquet").write_bytes(data[:40] + bytes(4000) + data[4040:])
+    with pytest.raises(ManifestError):
+        make(manifest, Storage(str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_columns_keep_their_types_and_are_never_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    more = {
+        "labels": pa.array([["x"], None]),
+        "when": pa.array([datetime.datetime(2026, 1, 1), None], pa.timestamp("ms")),
+        "path": ["mine", "mine"],
+        "durations": [1, 2],
+        "kind": pa.array(["a", "b"]).dictionary_encode(),
+        "nothing": pa.nulls(2),
+    }
+    storage = Storage(str(tmp_path / "out"))
+    with caplog.at_level(logging.WARNING):
+        record = make(manifest_of(tmp_path / "m.parquet", table(2, **more)), storage)
+    types = {field.name: field.type for field in storage.read_table(layout.plan_key(0, record.plan)).schema}
+    assert types["labels"] == pa.list_(pa.string())
+    assert types["when"] == pa.timestamp("ms")
+    assert types["manifest_path"] == pa.string()
+    assert types["kind"] == pa.string()
+    assert types["nothing"] == pa.string()
+    assert "'path' is no setting of a song and goes to the catalog as 'manifest_path'" in caplog.text
+    assert "did you mean 'duration'?" in caplog.text
+    with pytest.raises(ManifestError, match="'manifest_path' in the catalog"):
+        make(manifest_of(tmp_path / "m.parquet", table(2, path=[1, 2], manifest_path=[1, 2])), storage)
+
+
+def test_files_with_different_columns_make_one_plan(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pq.write_table(pa.table({"id": [1], "prompt": ["p"], "x": [1], "y": ["t"]}), folder / "a.parquet")
+    pq.write_table(pa.table({"id": ["two"], "prompt": ["p"], "x": [2.5], "y": [3]}), folder / "b.parquet")
+    pq.write_table(pa.table({"id": ["three"], "prompt": ["p"]}), folder / "c.parquet")
+    storage = Storage(str(tmp_path / "out"))
+    rows = {row["id"]: row for row in read_plan(storage, make(Manifest(str(folder)), storage, bucket_rows=1))}
+    assert (rows["1"]["x"], rows["two"]["x"], rows["three"]["x"]) == (1.0, 2.5, None)
+    assert (rows["1"]["y"], rows["two"]["y"], rows["three"]["y"]) == ("t", "3", None)
+
+
+def test_another_program_s_run_json_is_not_overwritten(tmp_path: Path) -> None:
+    for text in ("not json", "[]", '{"format": 99}'):
+        storage = Storage(str(tmp_path / "out"))
+        storage.put(layout.RUN, text.encode())
+        with pytest.raises(OutputError, match=r"run\.json there is not"):
+            make(manifest_of(tmp_path / "m.parquet", table(1)), storage)
+
+
+def test_spilling_to_disk_changes_nothing() -> None:
+    with Spill(memory=1) as small, Spill() as large:
+        for number in range(20):
+            for spill in (small, large):
+                spill.add(number % 3, pa.table({"n": [number], f"c{number % 2}": [str(number)]}))
+        for bucket in range(3):
+            wanted = pa.schema([("n", pa.int64())])
+            assert small.table(bucket, wanted).equals(large.table(bucket, wanted))
+
+
+@given(st.lists(st.text(min_size=1), unique=True, max_size=20))
+def test_audio_keys_of_any_ids_are_safe_and_differ(ids: list[str]) -> None:
+    keys = [layout.audio_key(id, "0" * 16, ".flac") for id in ids]
+    assert len(set(keys)) == len(ids)
+    assert all(re.fullmatch(r"audio/[0-9a-f]{2}/[A-Za-z0-9_-][A-Za-z0-9._~-]{0,150}", key) for key in keys)
+
+
+def test_audio_keys_are_safe_and_differ() -> None:
+    ids = [
+        "a",
+        "A",
+        "a/b",
+        "a_b",
+        "../../etc",
+        ".",
+        "\U0001f3b5",
+        "\U0001f3b6",
+        "x" * 500,
+        "x" * 499,
+        "a b%20?#&",
+        "a~b",
+    ]
+    keys = [layout.audio_key(id, "f" * 16, ".flac") for id in ids]
+    assert len({key.lower() for key in keys}) == len(ids)
+    for key in keys:
+        folder, name = key.rsplit("/", 1)
+        assert key.isascii()
+        assert folder.startswith("audio/")
+        assert not name.startswith(".")
+        assert len(name) < 160
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-~")
+    assert layout.audio_key("a", "f", ".mp3").endswith("/a-f.mp3")
