@@ -245,15 +245,26 @@ class GenerationRequest(BaseModel):
         """Every resolved field that changes the sound: all but `id`."""
         return self.model_dump(exclude={"id"})
 
-    def fingerprint(self, model: str, rendition: str = "") -> str:
-        """16 hex digits that name the sound: settings, code version, `model` fingerprint and `rendition` (file format).
+    def fingerprint(self, model: str, rendition: str = "", adapter: str = "") -> str:
+        """16 hex digits that name the sound: settings, code version, and the fingerprints of what makes and writes it.
+
+        Args:
+            model: fingerprint of the checkpoint.
+            rendition: the file format with its settings.
+            adapter: fingerprint of the content of `lora`.
 
         Raises:
             InvalidRequestError: when the seed is still open, for then the sound is too.
         """
         if self.seed is None:
             raise InvalidRequestError([Problem("seed", None, "a fingerprint needs one")])
-        what = {"sound": SOUND_VERSION, "model": model, "rendition": rendition, **self.resolved().settings()}
+        what = {
+            "sound": SOUND_VERSION,
+            "model": model,
+            "rendition": rendition,
+            "adapter": adapter,
+            **self.resolved().settings(),
+        }
         text = json.dumps(what, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

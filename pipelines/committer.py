@@ -104,7 +104,7 @@ class Committer:
                 self._last_commit = time.monotonic()
 
     def finish(self) -> None:
-        """Write everything, also what came of batches that will not become whole."""
+        """Write everything, also what came of batches that will not become whole: Ray has dropped the rest."""
         with self._lock:
             for batch in list(self._open):
                 self._close(batch)

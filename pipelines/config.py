@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import InvalidRequestError
+from acestep.loudness import Loudness
 from acestep.problems import Problem, ProblemsError, problems_of
 from acestep.request import MAX_SEED, GenerationRequest
 from pipelines.errors import ConfigError
@@ -45,6 +46,14 @@ class ModelSection(Section):
         default=None, description="Path or URL of the lyric vocabulary, if the checkpoint lacks it."
     )
     storage_options: dict[str, Any] = Field(default_factory=dict, description="For a checkpoint at an fsspec URL.")
+    cpu_offload: bool = Field(
+        default=False, description="Keep each network in host memory but for its own stage: less GPU memory, slower."
+    )
+    torch_compile: bool = Field(default=False, description="Compile the transformer; the first batches take minutes.")
+    cpu_offload: bool = Field(
+        default=False, description="Keep the parts of the model on the CPU while others work: less GPU memory, slower."
+    )
+    torch_compile: bool = Field(default=False, description="Compile the model: a slow start, then faster.")
     warm_up: bool = Field(default=True, description="Make one short song before the first real one.")
 
 
@@ -123,6 +132,7 @@ class RunConfig(Section):
     audio: AudioFormat = Field(
         default=AudioFormat(format=DEFAULT_FORMAT), description="Kind of file, with the settings of that kind."
     )
+    loudness: Loudness = Field(default_factory=Loudness, description="How loud songs are to be.")
     batch: BatchSection = Field(default_factory=BatchSection, description="How requests share a pass.")
     resources: ResourcesSection = Field(default_factory=ResourcesSection, description="What the stages take.")
     plan: PlanSection = Field(default_factory=PlanSection, description="How the plan is written down.")
@@ -165,6 +175,13 @@ class RunConfig(Section):
             allowed = "engines have no GPU while resources.num_gpus is 0"
             raise ProblemsError([Problem("model.device", self.model.device, allowed)])
         return self
+
+    @property
+    def rendition(self) -> str:
+        """What becomes of a waveform on its way into a file: part of every song's fingerprint."""
+        if self.loudness.mode == "off":
+            return self.audio.rendition
+        return f"{self.audio.rendition} {self.loudness.model_dump_json()}"
 
     @property
     def dtype(self) -> str:

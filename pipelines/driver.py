@@ -151,8 +151,9 @@ class Driver:
             progress.add(made=False, seconds=json.loads(failed["request"])["duration"])
 
     def _finish(self) -> None:
+        """What a stopped run still commits: whole batches, so that the next one makes the same engine calls."""
         try:
-            self._committer.finish()
+            self._committer.commit()
         except StorageError as error:
             self._summary.stopped = self._summary.stopped or str(error)
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import ACEStepError
+from acestep.loudness import Loudness, normalize
 from pipelines import layout, schema
 from pipelines.catalog import failed_table
 from pipelines.errors import Stop, StorageError
@@ -38,7 +39,7 @@ ENCODED = pa.schema(
 """What reaches the driver of one song: its packed row of the catalog, as a song or as a failure."""
 
 
-def encode_songs(table: pa.Table, storage: Storage, audio: AudioFormat, run: str) -> pa.Table:
+def encode_songs(table: pa.Table, storage: Storage, audio: AudioFormat, loudness: Loudness, run: str) -> pa.Table:
     """Generated songs in (`generating.GENERATED`), their rows out (`ENCODED`); the audio is put away in between."""
     rows = []
     for position in range(table.num_rows):
@@ -48,7 +49,7 @@ def encode_songs(table: pa.Table, storage: Storage, audio: AudioFormat, run: str
         if not row["stop"]:
             facts = json.loads(row["outcome"]) | {"batch": row["batch"], "run": run}
             try:
-                answer |= _finished(unpack(row["request"]), facts, waveform, storage, audio)
+                answer |= _finished(unpack(row["request"]), facts, waveform, storage, audio, loudness)
             except StorageError as error:
                 answer["stop"] = Stop(error.error_class, str(error)).text()
             except Exception:  # Ray would drop the song without a word.
@@ -58,12 +59,18 @@ def encode_songs(table: pa.Table, storage: Storage, audio: AudioFormat, run: str
 
 
 def _finished(
-    plan: pa.Table, facts: dict[str, Any], waveform: pa.LargeBinaryScalar, storage: Storage, audio: AudioFormat
+    plan: pa.Table,
+    facts: dict[str, Any],
+    waveform: pa.LargeBinaryScalar,
+    storage: Storage,
+    audio: AudioFormat,
+    loudness: Loudness,
 ) -> dict[str, bytes]:
     """The packed row of one song, its audio put away first; a song that cannot be encoded is a failure."""
     try:
         if "error_class" not in facts:
             samples = np.frombuffer(waveform.as_buffer(), dtype=np.float32).reshape(2, -1)
+            samples = normalize(samples, facts["sample_rate"], **loudness.model_dump())
             return {"song": pack(_song(plan, facts, samples, storage, audio))}
         error_class, message = facts["error_class"], facts["message"]
     except StorageError:

@@ -1,4 +1,8 @@
-"""Which engine a config names, and what its model is called, found without loading anything heavy."""
+"""Which engine a config names, and what its model is called, found without loading anything heavy.
+
+An engine is a class with `load(checkpoint, **options) -> engine`; the engine has `model`, `warm_up()` and
+`generate(requests) -> outcomes` in the same order, as `acestep.engine.Engine` does.
+"""
 
 from __future__ import annotations
 

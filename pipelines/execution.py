@@ -137,7 +137,7 @@ def songs_dataset(
         songs,
         encode_songs,
         retries="max_retries",
-        fn_kwargs={"storage": storage, "audio": config.audio, "run": cutting.run},
+        fn_kwargs={"storage": storage, "audio": config.audio, "loudness": config.loudness, "run": cutting.run},
         num_cpus=resources.encode_cpus,
     )
 
@@ -176,6 +176,10 @@ def _engine_arguments(config: RunConfig, model: ModelInfo, num_actors: int) -> d
         "dtype": config.dtype,
         "lyric_vocab": settings.lyric_vocab,
         "storage_options": settings.storage_options or None,
+        "cpu_offload": settings.cpu_offload,
+        "torch_compile": settings.torch_compile,
+        "cpu_offload": settings.cpu_offload,
+        "torch_compile": settings.torch_compile,
         "frame_budget": config.batch.frame_budget,
         "max_batch_size": config.batch.max_batch_size,
     }

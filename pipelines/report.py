@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipelines.progress import duration_text
 
@@ -124,18 +123,3 @@ class Summary:
             if count > len(self.failed.examples[error_class]):
                 lines.append(f"    ... the rest is in {self.output}/failed/")
         return "\n".join(lines)
-
-    def facts(self) -> dict[str, Any]:
-        """For a program."""
-        return {
-            "run": self.run,
-            "planned": self.planned,
-            "already": self.already,
-            "made": self.made,
-            "rejected": self.rejected,
-            "failed": dict(self.failed.counts),
-            "audio_seconds": self.audio_seconds,
-            "real_time_factor": self.real_time_factor,
-            "engines": self.engines,
-            "stopped": self.stopped,
-        }

@@ -9,11 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 
-from acestep.errors import InvalidRequestError
+from acestep.errors import CheckpointError, InvalidRequestError
+from acestep.lora_files import LoraFiles
 from acestep.problems import Problem
 from acestep.request import GenerationRequest, derived_seed
 from pipelines import schema
@@ -65,10 +67,11 @@ def plan_rows(batch: ManifestBatch, resolution: Resolution) -> tuple[pa.Table, p
     for position, (row, values) in enumerate(zip(batch.rows, table.select(known).to_pylist(), strict=True)):
         try:
             request = _request(values, resolution)
+            adapter = _adapter_fingerprint(request.lora) if request.lora is not None else ""
         except InvalidRequestError as error:
             rejects.append(reject(batch.file, row, values.get("id"), error.problems, values))
             continue
-        fingerprint = request.fingerprint(resolution.model_fingerprint, resolution.rendition)
+        fingerprint = request.fingerprint(resolution.model_fingerprint, resolution.rendition, adapter)
         where = {"file": batch.file, "row": row, "fingerprint": fingerprint, "num_frames": request.num_frames}
         planned.append(where | schema.request_values(request))
         kept.append(position)
@@ -100,6 +103,19 @@ def _request(values: Mapping[str, Any], resolution: Resolution) -> GenerationReq
     if problems:
         raise InvalidRequestError(problems)
     return request
+
+
+@lru_cache(maxsize=256)
+def _adapter_fingerprint(lora: str) -> str:
+    """The hash of an adapter's content, so that another adapter in its place is another sound.
+
+    Raises:
+        InvalidRequestError: when it cannot be found or reached.
+    """
+    try:
+        return LoraFiles.open(lora, name=lora).fingerprint()
+    except CheckpointError as error:
+        raise InvalidRequestError([Problem("lora", lora, str(error))]) from error
 
 
 def _id_text(value: Any, problems: list[Problem]) -> str | None:

@@ -82,7 +82,7 @@ def _open_output(config: RunConfig, output: str) -> Storage:
 
 
 def _plan(config: RunConfig, source: Manifest, storage: Storage, model: ModelInfo) -> PlanRecord:
-    resolution = Resolution(config.defaults, config.seed, model.fingerprint, config.audio.rendition)
+    resolution = Resolution(config.defaults, config.seed, model.fingerprint, config.rendition)
     about = {"model": dataclasses.asdict(model), "config": config.shown()}
     return make_plan(source, storage, resolution, bucket_rows=config.plan.bucket_rows, about=about)
 

@@ -5,7 +5,6 @@ The engine is a stand-in whose audio depends on the batch that a song was in; so
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -326,9 +325,3 @@ def test_engines_share_a_gpu_and_the_work(tmp_path: Path) -> None:
 def test_a_machine_with_too_few_gpus_is_said() -> None:
     with pytest.raises(ConfigError, match=r"resources\.num_gpus: 2 engines want 1 GPUs each, and Ray has 1 on this"):
         execution.count_actors(stand_in_config(resources__num_gpus=1, resources__num_actors=2), local=True)
-
-
-def test_a_summary_is_plain_facts(tmp_path: Path) -> None:
-    summary = run_job(stand_in_config(), manifest_of(tmp_path / "m.parquet", ["song", None]), str(tmp_path / "out"))
-    assert json.loads(json.dumps(summary.facts()))["failed"] == {"input": 1}
-    assert dataclasses.asdict(summary)["made"] == 1
