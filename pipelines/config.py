@@ -50,10 +50,6 @@ class ModelSection(Section):
         default=False, description="Keep each network in host memory but for its own stage: less GPU memory, slower."
     )
     torch_compile: bool = Field(default=False, description="Compile the transformer; the first batches take minutes.")
-    cpu_offload: bool = Field(
-        default=False, description="Keep the parts of the model on the CPU while others work: less GPU memory, slower."
-    )
-    torch_compile: bool = Field(default=False, description="Compile the model: a slow start, then faster.")
     warm_up: bool = Field(default=True, description="Make one short song before the first real one.")
 
 

@@ -178,8 +178,6 @@ def _engine_arguments(config: RunConfig, model: ModelInfo, num_actors: int) -> d
         "storage_options": settings.storage_options or None,
         "cpu_offload": settings.cpu_offload,
         "torch_compile": settings.torch_compile,
-        "cpu_offload": settings.cpu_offload,
-        "torch_compile": settings.torch_compile,
         "frame_budget": config.batch.frame_budget,
         "max_batch_size": config.batch.max_batch_size,
     }
