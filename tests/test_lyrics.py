@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from acestep.errors import ACEStepError, CheckpointError, InvalidRequestError
 from acestep.lyrics import LyricTokenizer, packages
-from acestep.lyrics.tags import TAGS, normalize_tag
+from acestep.lyrics.tags import TAGS, normalize_tag, normalized_lines
 from acestep.request import LANGUAGES
 from tests.golden_cases.lyrics import check_lyrics, check_songs
 
@@ -265,3 +265,30 @@ def test_the_published_vocabulary_knows_every_tag_and_language():
     assert published.encode("[verse]").ids == (261, 259, 6683, 2)
     for tag in TAGS:
         assert len(published.encode_line(tag, "en").ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("[Verse 2] Hello", ["[verse]", "Hello"]),
+        ("[verse] \u6211\u7231\u4f60", ["[verse]", "\u6211\u7231\u4f60"]),
+        ("[Chorus x2]", ["[chorus]"]),
+        ("(Bridge)", ["[bridge]"]),
+        ("(Chorus x2)", ["[chorus]"]),
+        ("(Instrumental)", ["[inst]"]),
+        ("(the end of all)", ["(the end of all)"]),
+        ("(ooh, break my heart)", ["(ooh, break my heart)"]),
+        ("[guitar drop] la", ["[guitar drop] la"]),
+        ("Hello [verse]", ["Hello [verse]"]),
+        ("", [""]),
+    ],
+)
+def test_text_behind_a_tag_gets_a_line_of_its_own(line, lines):
+    assert normalized_lines(line) == lines
+
+
+def test_text_behind_a_tag_is_read_in_the_song_language(tokenizer):
+    together = tokenizer.encode("[Verse 1] la\nla", "en", normalize_tags=True)
+    apart = tokenizer.encode("[verse]\nla\nla", "en")
+    assert together.ids == apart.ids
+    assert not together.warnings

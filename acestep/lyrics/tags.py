@@ -11,6 +11,7 @@ TAGS = (
 """The tags that the lyric vocabulary has a token for; any other is read aloud, brackets and all."""
 
 _TAG = re.compile(r"\[.*?\]")
+_ROUND_TAG = re.compile(r"\(([A-Za-z -]+?)(?: *x? *[0-9]+x?)?\):?")
 _WORDS = {  # The first of these that a tag contains says which known tag it means.
     **{"pre-chorus": "[pre-chorus]", "prechorus": "[pre-chorus]", "pre chorus": "[pre-chorus]"},
     **{"chorus": "[chorus]", "refrain": "[chorus]", "verse": "[verse]", "bridge": "[bridge]", "hook": "[hook]"},
@@ -29,6 +30,20 @@ def tag_of(line: str) -> str | None:
 def is_known(tag: str) -> bool:
     """Whether the model was taught `tag`."""
     return tag.lower() in TAGS
+
+
+def normalized_lines(line: str) -> list[str]:
+    """A line with its tag as the model knows it and on a line of its own, so that text behind it is sung as text.
+
+    `[Verse 2] Hello` becomes `[verse]` and `Hello`, `(Bridge)` alone becomes `[bridge]`; other lines stay.
+    """
+    if (round_tag := _ROUND_TAG.fullmatch(line)) and _WORD.fullmatch(round_tag[1].lower()):
+        line = f"[{round_tag[1].lower()}]"
+    line = normalize_tag(line)
+    tag = tag_of(line)
+    if tag is None or not is_known(tag):
+        return [line]
+    return [part for part in (tag, line[len(tag) :].strip()) if part]
 
 
 def normalize_tag(line: str) -> str:

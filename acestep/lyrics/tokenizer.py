@@ -20,7 +20,7 @@ from acestep.lyrics import numbers, packages
 from acestep.lyrics.clean import clean, tidy
 from acestep.lyrics.language import languages_of
 from acestep.lyrics.scripts import is_beyond_latin, unsung_shares
-from acestep.lyrics.tags import TAGS, is_known, normalize_tag, tag_of
+from acestep.lyrics.tags import TAGS, is_known, normalized_lines, tag_of
 from acestep.lyrics.words import READINGS
 from acestep.problems import Problem, nearest
 from acestep.request import LANGUAGES
@@ -96,7 +96,8 @@ class LyricTokenizer:
         Args:
             lyrics: Lines with structure tags such as `[verse]` on lines of their own; blank is instrumental.
             language: A code, `auto` (the song decides) or `per-line`.
-            normalize_tags: Put tags as the model knows them: `[Verse 2]` becomes `[verse]`.
+            normalize_tags: Put tags as the model knows them, each on a line of its own: `[Verse 2] Hello` becomes
+                `[verse]` and `Hello`.
 
         Raises:
             InvalidRequestError: for an unknown language, or lyrics of more than `MAX_IDS` tokens.
@@ -107,7 +108,7 @@ class LyricTokenizer:
         if not any(lines):
             return self._instrumental
         if normalize_tags:
-            lines = [normalize_tag(line) for line in lines]
+            lines = [part for line in lines for part in normalized_lines(line)]
         languages, warnings = languages_of(lines, language)
         encoded = [self.encode_line(line, code) for line, code in zip(lines, languages, strict=True)]
         ids = [self._start]
