@@ -24,7 +24,8 @@ FRAMES_PER_PASS = frames.num_latent_frames(240)
 """Latent frames encoded at once: one song of the greatest length. More in a pass costs memory and saves no time."""
 
 CHUNK_FRAMES = 512
-"""Latent frames decoded at once: 48 s, what they overlap by is a few percent of them."""
+"""Latent frames decoded at once: 48 s. A song of 240 s then takes 1.3 GiB in float32 instead of 5.3, in the same
+time; smaller chunks compute more of their overlap."""
 
 
 class MusicCodec(nn.Module):

@@ -113,5 +113,5 @@ def decode_song(networks: Networks, latents: torch.Tensor, item: Prepared) -> to
             own = codec.decode(source.latents.to(latents.device))[0]
         waveform = keep_source(waveform.cpu(), own.cpu(), span_of(request, source))
     if request.sample_rate != codec.sample_rate:
-        waveform = resample(waveform, codec.sample_rate, request.sample_rate)
+        waveform = resample(waveform, codec.sample_rate, request.sample_rate, request.resampler)
     return waveform.float().cpu()

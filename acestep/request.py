@@ -126,6 +126,10 @@ class GenerationRequest(BaseModel):
     lora_weight: float = Field(default=1.0, description="Strength of the adapter; 1: as trained.", ge=-10, le=10)
     sample_rate: Literal[44100, 48000] = Field(default=44100, description="Hz; 44,100 is what the model makes.")
 
+    resampler: Literal["kaiser", "upstream"] = Field(
+        default="kaiser", description="Kernel for 48,000 Hz; upstream: the original's, bit for bit."
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _unwrap(cls, value: Any) -> Any:

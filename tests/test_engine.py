@@ -15,6 +15,7 @@ from acestep.engine import Engine
 from acestep.errors import CancelledError, DeviceError
 from acestep.frames import num_samples
 from acestep.request import GenerationRequest
+from acestep.resample import resample
 from acestep.result import GenerationFailure, GenerationResult
 from tests.golden import TOLERANCE, relative_error
 
@@ -70,6 +71,15 @@ def test_length_is_the_request_to_one_latent_frame(engine: Engine, duration: flo
     assert song.waveform.shape == (2, num_samples(duration, sample_rate))
     assert 0 <= duration - song.duration <= 4096 / 44100 + 1e-6
     assert song.waveform.abs().max() > 0.01, "silence"
+
+
+def test_the_resampler_of_the_original_is_a_choice(engine: Engine) -> None:
+    kinds = ((44100, "kaiser"), (48000, "upstream"), (48000, "kaiser"))
+    native, upstream, better = (
+        songs(engine.generate([request(1, sample_rate=rate, resampler=kernel)]))[0] for rate, kernel in kinds
+    )
+    assert torch.equal(upstream.waveform, resample(native.waveform, 44100, 48000, "upstream"))
+    assert not torch.equal(upstream.waveform, better.waveform)
 
 
 def test_requests_that_cannot_share_a_pass_do_not(engine: Engine) -> None:
