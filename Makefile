@@ -11,7 +11,8 @@ OUT ?= out/demo
 .PHONY: demo test lint golden clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m jobs.generate --manifest examples/demo.parquet --output $(OUT) --config configs/tiny.yaml
+	$(BIN)/python -m jobs.generate --manifest examples/demo.parquet --output $(OUT) --config configs/tiny.yaml \
+	    --set batch.max_batch_size=4
 	@echo
 	@echo "Listen:  $(OUT)/audio   Catalog:  $(OUT)/songs   Summary:  $(OUT)/progress.json"
 

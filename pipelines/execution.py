@@ -98,6 +98,8 @@ def songs_stream(
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray counts buckets here, not the batches that they become.
+    warnings.filterwarnings("ignore", message="The (minimum|maximum) number of concurrent")
     with DataContext.current(_context(DataContext.get_current().copy(), config)):
         dataset = songs_dataset(storage, config, model, cutting, buckets, num_actors)
     blocks: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))

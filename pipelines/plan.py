@@ -45,6 +45,8 @@ class PlanRecord:
     rows: int
     planned: int
     rejected: int
+    adapters: bool
+    """Whether songs use adapters, whose content is part of their fingerprints."""
     manifest: dict[str, Any]
     model: dict[str, Any]
     config: dict[str, Any]
@@ -86,7 +88,9 @@ def make_plan(
     before = PlanRecord.read(storage)
     num_buckets = before.num_buckets if before else max(1, math.ceil(manifest.max_rows() / bucket_rows))
     name = _plan_name(manifest, resolution, num_buckets)
-    if before and before.plan == name:
+    # What lies behind an adapter's name may have changed, which a name does not tell: such a plan is made anew.
+    adapters = resolution.defaults.get("lora") is not None
+    if before and before.plan == name and not (before.adapters or adapters):
         logger.info("the plan is there already: %d songs", before.planned)
         return before
     _check_columns(manifest)
@@ -95,6 +99,7 @@ def make_plan(
         for batch in manifest.batches():
             planned, rejects = plan_rows(batch, resolution)
             rows += planned.num_rows + rejects.num_rows
+            adapters = adapters or "lora" in batch.table.column_names
             _by_bucket(good, planned, num_buckets)
             _by_bucket(bad, rejects, num_buckets)
         counts = _write(storage, name, num_buckets, good, bad)
@@ -105,6 +110,7 @@ def make_plan(
         rows=rows,
         planned=counts[0],
         rejected=counts[1],
+        adapters=adapters,
         manifest={"url": manifest.url, "identity": manifest.identity(), "files": manifest.file_names[:100]},
         model=dict(about["model"]),
         config=dict(about["config"]),

@@ -12,6 +12,7 @@ import pytest
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import CheckpointError
+from acestep.loudness import Loudness
 from acestep.request import GenerationRequest
 from acestep.result import GenerationFailure, GenerationResult
 from pipelines import schema
@@ -108,7 +109,7 @@ def test_songs_pass_through_the_stages_with_everything_that_belongs_to_them(tmp_
     storage, plan = Storage(str(tmp_path)), plan_of(["rock", "refuse", "nan"])
     generated = pa.concat_tables(list(GenerateStage(**ARGUMENTS)(batch_of(plan))))
     assert generated.column("size").to_pylist() == [3, 3, 3]
-    rows = encode_songs(generated, storage, AudioFormat(format="flac"), "run").to_pylist()
+    rows = encode_songs(generated, storage, AudioFormat(format="flac"), Loudness(), "run").to_pylist()
     song = unpack(rows[0]["song"])
     assert song.schema.equals(schema.SONG.append(pa.field("label", pa.int64())))
     values = song.to_pylist()[0]
@@ -127,7 +128,7 @@ def test_songs_pass_through_the_stages_with_everything_that_belongs_to_them(tmp_
 def test_storage_that_keeps_failing_stops_the_job(tmp_path: Path) -> None:
     (tmp_path / "audio").write_text("in the way")
     generated = pa.concat_tables(list(GenerateStage(**ARGUMENTS)(batch_of(plan_of(["rock"])))))
-    (row,) = encode_songs(generated, Storage(str(tmp_path)), AudioFormat(format="flac"), "run").to_pylist()
+    (row,) = encode_songs(generated, Storage(str(tmp_path)), AudioFormat(format="flac"), Loudness(), "run").to_pylist()
     assert Stop.of(row["stop"]).error_class == "storage"
 
 

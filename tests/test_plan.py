@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from acestep.request import GenerationRequest, derived_seed
 from pipelines import layout, plan, schema
 from pipelines.errors import ManifestError, OutputError
 from pipelines.manifest import Manifest, ManifestBatch, UnreadableRow
 from pipelines.plan import PlanRecord, make_plan, read_rejects
-from pipelines.resolution import Resolution, plan_rows
+from pipelines.resolution import Resolution, _adapter_fingerprint, plan_rows
 from pipelines.spill import Spill
 from pipelines.storage import Storage
 
@@ -202,6 +203,22 @@ def test_the_same_plan_is_not_made_twice_and_another_replaces_it(
     second = make(manifest, storage, Resolution({}, 9, "m", "r"))
     assert second.plan != first.plan
     assert storage.keys("plan") == [layout.plan_key(0, second.plan)]
+
+
+def test_a_plan_with_adapters_is_made_anew_for_their_content_may_change(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    adapter = tmp_path / "a.safetensors"
+    manifest = manifest_of(tmp_path / "m.parquet", table(2, lora=[str(adapter), None]))
+    assert make(manifest, storage).rejected == 1
+    seen = []
+    for value in (1.0, 2.0):
+        save_file({"weight": np.full(4, value)}, adapter)
+        _adapter_fingerprint.cache_clear()
+        record = make(manifest, storage)
+        assert record.rejected == 0
+        seen.append({row["id"]: row["fingerprint"] for row in read_plan(storage, record)})
+    assert seen[0]["s000"] != seen[1]["s000"]
+    assert seen[0]["s001"] == seen[1]["s001"]
 
 
 def test_a_catalog_keeps_its_number_of_buckets(tmp_path: Path) -> None:
