@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from acestep.errors import InvalidAudioError
 from acestep.request import GenerationRequest
@@ -80,6 +81,12 @@ class GenerationResult:
             raise InvalidAudioError("this result holds latents only; make it with output='waveform'")
         return save_audio(self.waveform, self.sample_rate, path, tags=self.tags(), **options)
 
+    def normalized(self, mode: Literal["peak", "lufs"] = "lufs", **levels: float) -> GenerationResult:
+        """The same song as loud as asked: one gain, no limiter; `levels` are those of `acestep.loudness.normalize`."""
+        from acestep.loudness import normalize
+
+        return dataclasses.replace(self, waveform=normalize(self.waveform, self.sample_rate, mode, **levels))
+
     def _repr_html_(self) -> str:
         """A player and the settings that matter, for notebooks."""
         import base64
@@ -98,11 +105,13 @@ class GenerationResult:
         """What the file says of itself: ASCII, and short enough for every container."""
         import json
 
-        facts = {"id": self.request.id, "seed": self.seed, "model": self.model.name, "ai_generated": True}
+        facts: dict[str, Any] = {"id": (self.request.id or "")[:100] or None, "seed": self.seed}
+        facts |= {"model": self.model.name, "prompt": self.request.prompt[:100], "ai_generated": True}
         if self.model.random_weights:
             facts["random_weights"] = True
         return {
             "title": (self.request.id or self.request.prompt)[:100],
+            "artist": f"{self.model.name} (AI-generated)",
             "software": "acestep",
             "comment": json.dumps(facts, ensure_ascii=True),
         }

@@ -38,6 +38,8 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--checkpoint", default="tiny", show_default=True, help="tiny, a folder, a hub id or an fsspec URL.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps. [default: the best there is]")
 @click.option("--dtype", help="float32, bfloat16 or float16. [default: bfloat16 on CUDA, else float32]")
+@click.option("--cpu-offload", is_flag=True, help="Keep each network in host memory but for its own stage.")
+@click.option("--torch-compile", is_flag=True, help="Compile the transformer; worth it for long runs only.")
 @click.option("--lyric-vocab", help="Path or URL of the lyric vocabulary, if the checkpoint lacks it.")
 @settings_options
 def command(
@@ -46,10 +48,7 @@ def command(
     lyrics: str | None,
     lyrics_file: Path | None,
     checkpoint: str,
-    device: str | None,
-    dtype: str | None,
-    lyric_vocab: str | None,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Make one song from PROMPT: tags or a sentence.
 
@@ -62,9 +61,10 @@ def command(
     words = lyrics_file.read_text(encoding="utf-8") if lyrics_file else (lyrics or "").replace("\\n", "\n")
     try:
         # Settings and format are checked before the model is loaded, which may take minutes.
+        settings = {name: options.pop(name) for name in GenerationRequest.model_fields if name in options}
         request = GenerationRequest.parse({"prompt": prompt, "lyrics": words, **settings})
         _check_format(output)
-        _make(request, output, checkpoint, device, dtype, lyric_vocab)
+        _make(request, output, checkpoint, options)
     except (ACEStepError, ValueError, OSError) as error:
         print(f"acestep song: {error}", file=sys.stderr)
         sys.exit(2)
@@ -76,14 +76,7 @@ def _check_format(output: str) -> None:
     AudioFormat.from_path(output)
 
 
-def _make(
-    request: GenerationRequest,
-    output: str,
-    checkpoint: str,
-    device: str | None,
-    dtype: str | None,
-    lyric_vocab: str | None,
-) -> None:
+def _make(request: GenerationRequest, output: str, checkpoint: str, options: dict[str, Any]) -> None:
     import logging
 
     from tqdm import tqdm
@@ -91,7 +84,7 @@ def _make(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     from acestep.pipeline import ACEStepPipeline
 
-    pipe = ACEStepPipeline.from_pretrained(checkpoint, torch_dtype=dtype, device=device, lyric_vocab=lyric_vocab)
+    pipe = ACEStepPipeline.from_pretrained(checkpoint, torch_dtype=options.pop("dtype"), **options)
     started = time.perf_counter()
     with tqdm(unit="step", disable=None, leave=False) as bar:
 
@@ -99,7 +92,7 @@ def _make(
             bar.total = total
             bar.update(done - bar.n)
 
-        result = pipe(**request.model_dump(exclude_none=True), callback=show)
+        result = pipe(**request.model_dump(exclude_none=True, exclude_defaults=True), callback=show)
     elapsed = time.perf_counter() - started
     path = result.save(output)
     for warning in result.warnings:

@@ -13,6 +13,7 @@ import torch
 import acestep
 from acestep import ACEStepPipeline, CheckpointError, GenerationResult, InvalidRequestError
 from acestep.errors import AudioFormatError, GenerationError
+from acestep.loudness import integrated_loudness, sample_peak
 
 SHORT = {"duration": 1, "num_inference_steps": 2}
 
@@ -63,6 +64,22 @@ def test_several_prompts_make_several_songs(pipe: ACEStepPipeline) -> None:
     assert [result.seed for result in results] == [7, 8]
     assert [round(result.duration) for result in results] == [1, 2]
     assert not torch.equal(results[0].waveform, results[1].waveform[:, : results[0].waveform.shape[1]])
+
+
+def test_what_the_model_does_not_read_of_a_prompt_is_said(pipe: ACEStepPipeline) -> None:
+    words = [f"word{index}" for index in range(400)]
+    result = pipe(prompt=" ".join(words), seed=1, **SHORT)
+    (warning,) = result.warnings
+    assert "the model reads 256" in warning
+    assert words[-1] in warning
+    assert words[0] not in warning
+
+
+def test_a_song_can_be_made_as_loud_as_asked(pipe: ACEStepPipeline) -> None:
+    result = pipe(prompt="x", seed=1, duration=3, num_inference_steps=2)
+    quiet = result.normalized("lufs", target_lufs=-30.0)
+    assert integrated_loudness(quiet.waveform, quiet.sample_rate) == pytest.approx(-30, abs=0.1)
+    assert sample_peak(result.normalized("peak", peak_dbfs=-3.0).waveform) == pytest.approx(-3, abs=0.01)
 
 
 def test_every_problem_is_named_at_once(pipe: ACEStepPipeline) -> None:

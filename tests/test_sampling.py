@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acestep.conditioning import condition_rows
+from acestep.frames import num_latent_frames
 from acestep.models.transformer import ACEStepTransformer
 from acestep.request import GenerationRequest
 from acestep.sampling.denoise import denoise
@@ -86,6 +87,30 @@ def test_batched_equals_alone(transformer: ACEStepTransformer, scheduler: str, g
         songs.append(Song(request, prompt_tokens, lyric_tokens, frames))
     together = sample(transformer, songs)
     for song, got in zip(songs, together, strict=True):
+        assert relative_error(got, sample(transformer, [song])[0]) <= TOLERANCE
+
+
+def test_doubly_guided_songs_batch_too(transformer: ACEStepTransformer) -> None:
+    songs = [
+        Song(GenerationRequest(prompt="x", seed=seed, num_inference_steps=4, **scales), tokens, lyrics, frames)
+        for seed, tokens, lyrics, frames, scales in (
+            (1, 1, 0, 11, {"guidance_scale_text": 5.0, "guidance_scale_lyric": 1.5}),
+            (2, 30, 40, 64, {"guidance_scale_text": 2.0, "guidance_scale_lyric": 3.0}),
+        )
+    ]
+    for song, got in zip(songs, sample(transformer, songs), strict=True):
+        assert relative_error(got, sample(transformer, [song])[0]) <= TOLERANCE
+
+
+def test_the_extremes_batch_too(transformer: ACEStepTransformer) -> None:
+    """1 s beside 240 s, no lyrics beside 1,500 tokens, a prompt of one token beside 256."""
+    songs = [
+        Song(
+            GenerationRequest(prompt="x", seed=seed, num_inference_steps=2), tokens, lyrics, num_latent_frames(seconds)
+        )
+        for seed, tokens, lyrics, seconds in ((1, 256, 0, 1), (2, 1, 1500, 240))
+    ]
+    for song, got in zip(songs, sample(transformer, songs), strict=True):
         assert relative_error(got, sample(transformer, [song])[0]) <= TOLERANCE
 
 
