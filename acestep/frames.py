@@ -14,6 +14,9 @@ MEL_FRAMES_PER_LATENT = 8
 SAMPLES_PER_FRAME = HOP_LENGTH * MEL_FRAMES_PER_LATENT
 """Samples at 44,100 Hz in one latent frame: 4,096, or 93 ms."""
 
+LATENTS_KEY = "latents"
+"""The tensor's name in a file of kept latents, `[8, 16, T]`."""
+
 LATENT_CHANNELS = 8
 LATENT_HEIGHT = 16
 

@@ -164,7 +164,7 @@ class GenerationRequest(BaseModel):
     def _listed_steps(cls, value: Any) -> Any:
         """The original takes "16,29,52"; a list is as good."""
         if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
+            return [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
         return value.tolist() if hasattr(value, "tolist") else value
 
     @field_validator("oss_steps")

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from acestep.errors import InvalidRequestError
-from acestep.frames import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLE_RATE, num_latent_frames
+from acestep.frames import LATENT_CHANNELS, LATENT_HEIGHT, LATENTS_KEY, SAMPLE_RATE, num_latent_frames
 from acestep.problems import Problem
 
 if TYPE_CHECKING:
     from acestep.codec import MusicCodec
 
 MAX_FRAMES = num_latent_frames(240)
-LATENTS_KEY = "latents"
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,9 @@ class RunConfig(Section):
     audio: AudioFormat = Field(
         default=AudioFormat(format=DEFAULT_FORMAT), description="Kind of file, with the settings of that kind."
     )
+    keep_latents: bool = Field(
+        default=False, description="Keep each song's latents (0.3 MB a minute) as a source for repaint, extend, edit."
+    )
     loudness: Loudness = Field(default_factory=Loudness, description="How loud songs are to be.")
     batch: BatchSection = Field(default_factory=BatchSection, description="How requests share a pass.")
     resources: ResourcesSection = Field(default_factory=ResourcesSection, description="What the stages take.")

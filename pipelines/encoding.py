@@ -49,7 +49,7 @@ def encode_songs(table: pa.Table, storage: Storage, audio: AudioFormat, loudness
         if not row["stop"]:
             facts = json.loads(row["outcome"]) | {"batch": row["batch"], "run": run}
             try:
-                answer |= _finished(unpack(row["request"]), facts, waveform, storage, audio, loudness)
+                answer |= _finished(unpack(row["request"]), facts, waveform, row["latents"], storage, audio, loudness)
             except StorageError as error:
                 answer["stop"] = Stop(error.error_class, str(error)).text()
             except Exception:  # Ray would drop the song without a word.
@@ -62,6 +62,7 @@ def _finished(
     plan: pa.Table,
     facts: dict[str, Any],
     waveform: pa.LargeBinaryScalar,
+    latents: bytes | None,
     storage: Storage,
     audio: AudioFormat,
     loudness: Loudness,
@@ -71,7 +72,7 @@ def _finished(
         if "error_class" not in facts:
             samples = np.frombuffer(waveform.as_buffer(), dtype=np.float32).reshape(2, -1)
             samples = normalize(samples, facts["sample_rate"], **loudness.model_dump())
-            return {"song": pack(_song(plan, facts, samples, storage, audio))}
+            return {"song": pack(_song(plan, facts, samples, latents, storage, audio))}
         error_class, message = facts["error_class"], facts["message"]
     except StorageError:
         raise
@@ -83,7 +84,14 @@ def _finished(
     return {"failed": pack(failed)}
 
 
-def _song(plan: pa.Table, facts: dict[str, Any], samples: np.ndarray, storage: Storage, audio: AudioFormat) -> pa.Table:
+def _song(
+    plan: pa.Table,
+    facts: dict[str, Any],
+    samples: np.ndarray,
+    latents: bytes | None,
+    storage: Storage,
+    audio: AudioFormat,
+) -> pa.Table:
     from acestep.audio import encode_audio
 
     planned = plan.to_pylist()[0]
@@ -92,11 +100,15 @@ def _song(plan: pa.Table, facts: dict[str, Any], samples: np.ndarray, storage: S
     encoded = time.perf_counter()
     key = layout.audio_key(planned["id"], planned["fingerprint"], audio.extension)
     storage.put(key, data)
+    latents_key = layout.latents_key(planned["id"], planned["fingerprint"]) if latents else None
+    if latents_key and latents:
+        storage.put(latents_key, latents)
     uploaded = time.perf_counter()
     row = {
         **{name: planned[name] for name in schema.SONG.names if name in planned},
         **{name: facts[name] for name in schema.SONG.names if name in facts},
         "path": key,
+        "latents": latents_key,
         "format": audio.format,
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),

@@ -178,6 +178,7 @@ def _engine_arguments(config: RunConfig, model: ModelInfo, num_actors: int) -> d
         "dtype": config.dtype,
         "lyric_vocab": settings.lyric_vocab,
         "storage_options": settings.storage_options or None,
+        "keep_latents": config.keep_latents,
         "cpu_offload": settings.cpu_offload,
         "torch_compile": settings.torch_compile,
         "frame_budget": config.batch.frame_budget,

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from safetensors.numpy import save
 
 from acestep.errors import ACEStepError
+from acestep.frames import LATENTS_KEY
 from acestep.result import GenerationFailure, GenerationResult
 from pipelines.actors import EngineActor
 from pipelines.errors import Stop
@@ -29,6 +31,7 @@ GENERATED = pa.schema(
         pa.field("request", pa.binary()),
         pa.field("outcome", pa.string()),
         pa.field("waveform", pa.large_binary()),
+        pa.field("latents", pa.large_binary()),
         pa.field("actor", pa.string()),
         pa.field("load_seconds", pa.float64()),
         pa.field("stop", pa.string()),
@@ -43,7 +46,8 @@ class GenerateStage:
     An engine that cannot be loaded stops the job with the reason: raised here, Ray would say it in a page of its own.
     """
 
-    def __init__(self, **arguments: Any):
+    def __init__(self, keep_latents: bool = False, **arguments: Any):
+        self.keep_latents = keep_latents
         self.name = f"{os.uname().nodename}-{os.getpid()}-{time.time_ns()}"
         self.stop: Stop | None = None
         try:
@@ -77,10 +81,19 @@ class GenerateStage:
         for position, (request, outcome) in enumerate(zip(requests, outcomes, strict=True)):
             assert outcome.request.id == request.id, "outcomes in the order of the requests"
             facts, waveform = _facts(outcome, seconds * request.num_frames / frames)
-            yield self._row(row, len(requests), pack(plan.slice(position, 1)), facts, waveform)
+            latents = None
+            if self.keep_latents and isinstance(outcome, GenerationResult):
+                latents = save({LATENTS_KEY: np.ascontiguousarray(np.asarray(outcome.latents, dtype=np.float32))})
+            yield self._row(row, len(requests), pack(plan.slice(position, 1)), facts, waveform, latents)
 
     def _row(
-        self, batch: dict[str, Any], size: int, request: bytes, facts: dict[str, Any], waveform: pa.Array | None
+        self,
+        batch: dict[str, Any],
+        size: int,
+        request: bytes,
+        facts: dict[str, Any],
+        waveform: pa.Array | None,
+        latents: bytes | None = None,
     ) -> pa.Table:
         columns = {
             "batch": [batch["batch"]],
@@ -89,6 +102,7 @@ class GenerateStage:
             "request": [request],
             "outcome": [json.dumps(facts)],
             "waveform": pa.nulls(1, pa.large_binary()) if waveform is None else waveform,
+            "latents": [latents],
             "actor": [self.name],
             "load_seconds": [0.0 if self.stop else self.actor.load_seconds],
             "stop": [batch["stop"]],

@@ -4,6 +4,7 @@ run.json                                  settings, model, manifest, number of b
 plan/bucket=000000/<plan>.parquet         planned requests
 plan/rejects.parquet                      rows that were refused, with reasons
 audio/<hh>/<id>-<fingerprint>.<ext>       sound; hh spreads the keys
+latents/<hh>/<id>-<fingerprint>.safetensors  what a song was decoded from, where it is kept
 songs/bucket=000000/<run>-<n>.parquet     a row for each finished song: the commit
 failed/bucket=000000/*.parquet            rows that could not be read or made
 progress.json
@@ -46,11 +47,20 @@ def audio_key(id: str, fingerprint: str, extension: str) -> str:
 
     An id that has to be changed for that is told apart by a hash, behind a sign that unchanged ids do not have.
     """
+    return f"audio/{_song_name(id, fingerprint)}{extension}"
+
+
+def latents_key(id: str, fingerprint: str) -> str:
+    """The object of what a song was decoded from."""
+    return f"latents/{_song_name(id, fingerprint)}.safetensors"
+
+
+def _song_name(id: str, fingerprint: str) -> str:
     digest = _digest(id).hex()
     name = _UNSAFE.sub("_", id)[:_LONGEST_NAME]
     if name != id:
         name = f"{name}~{digest[2:14]}"
-    return f"audio/{digest[:2]}/{name}-{fingerprint}{extension}"
+    return f"{digest[:2]}/{name}-{fingerprint}"
 
 
 def _digest(id: str) -> bytes:

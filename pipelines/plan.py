@@ -30,6 +30,9 @@ from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+_OUTSIDE = {"lora", "source"}
+"""Settings that name something that is not in the manifest."""
+
 FORMAT = 1
 """Of run.json and of what it describes."""
 
@@ -45,8 +48,8 @@ class PlanRecord:
     rows: int
     planned: int
     rejected: int
-    adapters: bool
-    """Whether songs use adapters, whose content is part of their fingerprints."""
+    looks_outside: bool
+    """Whether songs name adapters or sources, which may change or appear while their names stay."""
     manifest: dict[str, Any]
     model: dict[str, Any]
     config: dict[str, Any]
@@ -88,9 +91,9 @@ def make_plan(
     before = PlanRecord.read(storage)
     num_buckets = before.num_buckets if before else max(1, math.ceil(manifest.max_rows() / bucket_rows))
     name = _plan_name(manifest, resolution, num_buckets)
-    # What lies behind an adapter's name may have changed, which a name does not tell: such a plan is made anew.
-    adapters = resolution.defaults.get("lora") is not None
-    if before and before.plan == name and not (before.adapters or adapters):
+    # What lies behind the name of an adapter or source may have changed: such a plan is made anew.
+    looks_outside = any(resolution.defaults.get(field) is not None for field in _OUTSIDE)
+    if before and before.plan == name and not (before.looks_outside or looks_outside):
         logger.info("the plan is there already: %d songs", before.planned)
         return before
     _check_columns(manifest)
@@ -99,7 +102,7 @@ def make_plan(
         for batch in manifest.batches():
             planned, rejects = plan_rows(batch, resolution)
             rows += planned.num_rows + rejects.num_rows
-            adapters = adapters or "lora" in batch.table.column_names
+            looks_outside = looks_outside or not _OUTSIDE.isdisjoint(batch.table.column_names)
             _by_bucket(good, planned, num_buckets)
             _by_bucket(bad, rejects, num_buckets)
         counts = _write(storage, name, num_buckets, good, bad)
@@ -110,7 +113,7 @@ def make_plan(
         rows=rows,
         planned=counts[0],
         rejected=counts[1],
-        adapters=adapters,
+        looks_outside=looks_outside,
         manifest={"url": manifest.url, "identity": manifest.identity(), "files": manifest.file_names[:100]},
         model=dict(about["model"]),
         config=dict(about["config"]),
@@ -196,7 +199,7 @@ def _plan_name(manifest: Manifest, resolution: Resolution, num_buckets: int) -> 
         "sound": SOUND_VERSION,
         "request": GenerationRequest.model_json_schema(),
         "manifest": manifest.identity(),
-        "resolution": dataclasses.asdict(resolution),
+        "resolution": resolution.identity(),
         "num_buckets": num_buckets,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -19,6 +19,7 @@ from acestep.lora_files import LoraFiles
 from acestep.problems import Problem
 from acestep.request import GenerationRequest, derived_seed
 from pipelines import schema
+from pipelines.kept import PREFIX, KeptLatents
 from pipelines.manifest import ManifestBatch
 
 REJECT = pa.schema(
@@ -51,6 +52,17 @@ class Resolution:
     seed: int
     model_fingerprint: str
     rendition: str
+    kept: KeptLatents | None = None
+    """Where sources such as `song:<id>` are looked up; None: there are none."""
+
+    def identity(self) -> dict[str, Any]:
+        """What plans are told apart by."""
+        return {
+            "defaults": dict(self.defaults),
+            "seed": self.seed,
+            "model": self.model_fingerprint,
+            "rendition": self.rendition,
+        }
 
 
 def plan_rows(batch: ManifestBatch, resolution: Resolution) -> tuple[pa.Table, pa.Table]:
@@ -93,6 +105,12 @@ def _request(values: Mapping[str, Any], resolution: Resolution) -> GenerationReq
     given = {name: value for name, value in values.items() if value is not None}
     merged = {**resolution.defaults, **{name: _number(name, value) for name, value in given.items()}}
     problems: list[Problem] = []
+    source = merged.get("source")
+    if resolution.kept is not None and isinstance(source, str) and source.startswith(PREFIX):
+        try:
+            merged["source"] = resolution.kept.address(source)
+        except InvalidRequestError as error:
+            problems += error.problems
     id = merged["id"] = _id_text(given.get("id"), problems)
     if merged.get("seed") is None:
         merged["seed"] = derived_seed(resolution.seed, id or "")

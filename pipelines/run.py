@@ -15,6 +15,7 @@ from pipelines.config import RunConfig
 from pipelines.driver import Driver
 from pipelines.engines import describe_model
 from pipelines.errors import OutputError, UnusableInputError
+from pipelines.kept import KeptLatents
 from pipelines.manifest import Manifest
 from pipelines.plan import PlanRecord, make_plan, read_rejects
 from pipelines.progress import duration_text
@@ -82,7 +83,7 @@ def _open_output(config: RunConfig, output: str) -> Storage:
 
 
 def _plan(config: RunConfig, source: Manifest, storage: Storage, model: ModelInfo) -> PlanRecord:
-    resolution = Resolution(config.defaults, config.seed, model.fingerprint, config.rendition)
+    resolution = Resolution(config.defaults, config.seed, model.fingerprint, config.rendition, KeptLatents(storage))
     about = {"model": dataclasses.asdict(model), "config": config.shown()}
     return make_plan(source, storage, resolution, bucket_rows=config.plan.bucket_rows, about=about)
 

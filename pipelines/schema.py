@@ -75,6 +75,7 @@ SONG = pa.schema(
         pa.field("id", pa.string()),
         pa.field("fingerprint", pa.string()),
         pa.field("path", pa.string()),
+        pa.field("latents", pa.string()),
         pa.field("format", pa.string()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),

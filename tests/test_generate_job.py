@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from safetensors.numpy import load_file
 
 from acestep.audio_format import AudioFormat
 from acestep.frames import num_samples
@@ -311,6 +313,27 @@ def test_the_real_engine_makes_what_it_makes_without_ray(tmp_path: Path) -> None
         samples, _ = soundfile.read(Path(tmp_path / "out", row["path"]), dtype="float32")
         error = abs(samples.T - result.waveform.numpy().clip(-1, 1)).max()  # type: ignore[union-attr]
         assert error < 1e-3, id
+
+
+def test_a_song_of_the_catalog_is_repainted_from_its_kept_latents(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    settings = ["defaults.num_inference_steps=2", "model.warm_up=false", "keep_latents=true"]
+    config = RunConfig.load(ROOT / "configs" / "tiny.yaml", [*settings, "loudness.mode=peak"])
+    first = manifest_of(tmp_path / "first.parquet", ["rock", "pop"])
+    assert run_job(config, first, output).exit_code == 0
+    rows = [
+        {"id": "again", "prompt": "drums", "task": "repaint", "source": "song:s01", "repaint_end": 1.0},
+        {"id": "none", "prompt": "drums", "task": "repaint", "source": "song:s77"},
+    ]
+    second = tmp_path / "second.jsonl"
+    second.write_text("\n".join(json.dumps(row) for row in rows))
+    summary = run_job(config, str(second), output)
+    assert (summary.exit_code, summary.made, summary.rejected) == (3, 1, 1)
+    songs = songs_of(output)
+    before, after = (load_file(Path(output, songs[id]["latents"]))["latents"] for id in ("s01", "again"))
+    assert (before != after).any(axis=(0, 1)).tolist() == [True] * 10 + [False] * (before.shape[-1] - 10)
+    samples, _ = soundfile.read(Path(output, songs["s00"]["path"]))
+    assert 20 * math.log10(abs(samples).max()) == pytest.approx(-1.0, abs=0.01)
 
 
 def test_engines_share_a_gpu_and_the_work(tmp_path: Path) -> None:
