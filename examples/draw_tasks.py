@@ -18,7 +18,7 @@ from acestep.codec import MusicCodec
 from acestep.resample import resample
 
 mpl.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - after the choice of backend
+from matplotlib import pyplot
 
 SECONDS = 12
 
