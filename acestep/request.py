@@ -90,7 +90,7 @@ class GenerationRequest(BaseModel):
     variance: Unit | None = Field(
         default=None,
         description="retake, repaint, extend: how far to turn the noise; 0: the same song. None: 0.5, and 1 beside a "
-        "source. The other way to say it, alpha (0.9: very similar), is `variance_of_alpha(alpha)`.",
+        "source.",
     )
     variation_seed: int | None = Field(
         default=None, description="Seed of the other noise; none: derived from the seed.", ge=0, le=MAX_SEED

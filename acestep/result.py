@@ -26,7 +26,7 @@ class ModelInfo:
     """True for a checkpoint that was never trained: what it makes is noise."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class GenerationResult:
     """One finished song.
 
@@ -86,6 +86,12 @@ class GenerationResult:
         from acestep.loudness import normalize
 
         return dataclasses.replace(self, waveform=normalize(self.waveform, self.sample_rate, mode, **levels))
+
+    def __repr__(self) -> str:
+        return (
+            f"GenerationResult({self.request.prompt[:40]!r}, {self.duration:.1f} s, {self.sample_rate} Hz, "
+            f"seed {self.seed}, model {self.model.name})"
+        )
 
     def _repr_html_(self) -> str:
         """A player and the settings that matter, for notebooks."""

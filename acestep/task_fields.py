@@ -47,7 +47,9 @@ def task_problems(request: GenerationRequest) -> list[Problem]:
         if value is not None and task not in tasks:
             problems.append(Problem(name, value, f"the task {task} has none; it belongs to {', '.join(tasks)}"))
     if task in NEED_SOURCE and not request.source:
-        problems.append(Problem("source", request.source, f"the task {task} needs one: a path or URL"))
+        problems.append(
+            Problem("source", request.source, f"the task {task} needs one, and it is missing: a path or URL")
+        )
     if task == "repaint" and request.repaint_end is not None and request.repaint_end <= (request.repaint_start or 0):
         problems.append(Problem("repaint_end", request.repaint_end, "it must be behind repaint_start"))
     if task == "extend" and not (request.extend_left or request.extend_right):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from acestep.request import GenerationRequest
+from acestep.task_fields import variance_of_alpha
 
 _NOT_OPTIONS = ("id", "prompt", "lyrics")
 
@@ -21,13 +22,34 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
         if name in _NOT_OPTIONS:
             continue
         words = [str(choice) for choice in get_args(field.annotation) if isinstance(choice, str)]
-        default = "drawn" if field.default is None else field.default
-        help_text = (
-            f"{field.description}" + (f" One of: {', '.join(words)}." if words else "") + f" [default: {default}]"
+        default = f" [default: {field.default}]" if field.default not in (None, ()) else ""
+        choices = f" One of: {', '.join(words)}." if words else ""
+        option = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            metavar=_metavar(name, field.annotation),
+            help=f"{field.description}{choices}{_range(field.metadata)}{default}",
         )
-        option = click.option(f"--{name.replace('_', '-')}", name, metavar="VALUE", help=help_text)
         function = option(function)
     return function
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    """The kind of value that an option takes, as its help shows it."""
+    kinds = (annotation, *get_args(annotation))
+    if bool in kinds:
+        return "TRUE|FALSE"
+    if name in ("duration", "repaint_start", "repaint_end", "extend_left", "extend_right"):
+        return "SECONDS"
+    return "NUMBER" if int in kinds or float in kinds else "VALUE"
+
+
+def _range(limits: Sequence[Any]) -> str:
+    low, high = (
+        next((value for limit in limits if (value := getattr(limit, at, None)) is not None), None)
+        for at in ("ge", "le")
+    )
+    return f" {low:,} to {high:,}." if low is not None and high is not None else ""
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -35,6 +57,7 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("-o", "--output", default="song.mp3", show_default=True, help="File or URL; mp3, wav, flac, ogg or opus.")
 @click.option("--lyrics", help="The lyrics, with \\n between lines.")
 @click.option("--lyrics-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File of lyrics.")
+@click.option("--alpha", type=float, help="Another way to say --variance: 0.9 is very similar, 0.1 very different.")
 @click.option("--checkpoint", default="tiny", show_default=True, help="tiny, a folder, a hub id or an fsspec URL.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps. [default: the best there is]")
 @click.option("--dtype", help="float32, bfloat16 or float16. [default: bfloat16 on CUDA, else float32]")
@@ -47,6 +70,7 @@ def command(
     output: str,
     lyrics: str | None,
     lyrics_file: Path | None,
+    alpha: float | None,
     checkpoint: str,
     **options: Any,
 ) -> None:
@@ -62,6 +86,8 @@ def command(
     try:
         # Settings and format are checked before the model is loaded, which may take minutes.
         settings = {name: options.pop(name) for name in GenerationRequest.model_fields if name in options}
+        if alpha is not None:
+            settings["variance"] = variance_of_alpha(alpha)
         request = GenerationRequest.parse({"prompt": prompt, "lyrics": words, **settings})
         _check_format(output)
         _make(request, output, checkpoint, options)
@@ -100,7 +126,7 @@ def _make(request: GenerationRequest, output: str, checkpoint: str, options: dic
     noise = " (random weights: noise, not music)" if result.model.random_weights else ""
     print(
         f"{path}: {result.duration:.1f} s, seed {result.seed}, model {result.model.name}{noise}; "
-        f"made in {elapsed:.1f} s, {result.duration / elapsed:.0f} times real time"
+        f"made in {elapsed:.1f} s, {result.duration / elapsed:.1f} times real time"
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from acestep.problems import nearest, shown
+from acestep.problems import nearest
 from pipelines.errors import ManifestError, UnusableInputError
 from pipelines.storage import open_filesystem
 
@@ -240,7 +240,9 @@ def _read_jsonl(stream: Any, file: _File, rows: int) -> Iterator[ManifestBatch]:
             if "\\u" in text:
                 json.dumps(row, ensure_ascii=False).encode()  # A lone surrogate is JSON, but no text.
         except ValueError as error:
-            unreadable.append(UnreadableRow(number, shown(line.decode("utf-8", "replace").strip()), str(error)))
+            unreadable.append(
+                UnreadableRow(number, line.decode("utf-8", "replace").strip(), f"this line is not JSON: {error}")
+            )
         else:
             numbers.append(number)
             values.append(row)
@@ -277,7 +279,7 @@ def _read_csv(stream: Any, file: _File, rows: int) -> Iterator[ManifestBatch]:
             values.append(cells)
         else:
             reason = f"it has {len(cells)} cells, the header has {len(header)}"
-            unreadable.append(UnreadableRow(number, shown(",".join(cells)), reason))
+            unreadable.append(UnreadableRow(number, ",".join(cells), reason))
         if len(numbers) + len(unreadable) >= rows:
             yield batch()
             numbers, values, unreadable = [], [], []

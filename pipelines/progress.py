@@ -86,6 +86,8 @@ class Progress:
         counts = self._counts
         failed = f", {counts.failed:,} failed" if counts.failed else ""
         left = self._seconds_left()
+        if not counts.made and not counts.failed:
+            return f"{counts.songs_to_make:,} songs to make; loading the model, then the first batch"
         return (
             f"{counts.made:,} of {counts.songs_to_make:,} songs{failed}, {self._speed():.1f} s of audio a second, "
             f"{'time left unknown' if left is None else duration_text(left) + ' left'}"

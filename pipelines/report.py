@@ -97,9 +97,9 @@ class Summary:
         times = self.times
         noise = " (random weights: noise, not music)" if self.random_weights else ""
         already = f" ({self.already:,} were there already)" if self.already else ""
-        lines = [
-            f"{self.made:,} songs made{already}, {duration_text(self.audio_seconds)} of audio{noise}, in {self.output}",
-        ]
+        songs = "song" if self.made == 1 else "songs"
+        audio = f"{duration_text(self.audio_seconds)} of audio{noise}"
+        lines = [f"{self.made:,} {songs} made{already}, {audio}, in {self.output}"]
         if self.made:
             lines.append(
                 f"{self.real_time_factor:.1f} times real time with {self.engines} "

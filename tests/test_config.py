@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -43,6 +44,14 @@ def test_the_tiny_config_shows_every_option_with_its_default() -> None:
         if name != "audio":
             assert value == default, name
     assert RunConfig.load(CONFIGS[-1]) == RunConfig()
+
+
+def test_the_options_that_the_readme_sets_go_with_the_tiny_config() -> None:
+    words = (ROOT / "README.md").read_text(encoding="utf-8").split("command line: `", 1)[1].split("`", 1)[0].split()
+    settings = [setting for flag, setting in zip(words[::2], words[1::2], strict=True) if flag == "--set"]
+    config = RunConfig.load(CONFIGS[-1], settings)
+    assert len(settings) == 3
+    assert (config.audio.format, config.audio.bitrate_kbps, config.loudness.mode) == ("mp3", 320, "lufs")
 
 
 def test_every_option_says_what_it_is() -> None:
