@@ -121,6 +121,12 @@ def check_lyric_file(path: Path, vocab: Path | None) -> Verdict:
     return Verdict(path.stem, "ok" if equal == total else "FAIL", 1 - equal / total, detail)
 
 
+def vocab_places(folder: Path) -> list[Path]:
+    """Where the published lyric vocabulary may lie beside golden files, if nobody says."""
+    folder = folder.resolve()
+    return [folder / "vocab.json", folder.parent / "vocab.json", folder.parent / "data" / "vocab.json"]
+
+
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--case", "only", multiple=True, help="Only files of this name (repeatable).")
@@ -128,7 +134,7 @@ def check_lyric_file(path: Path, vocab: Path | None) -> Verdict:
     "--vocab",
     type=click.Path(exists=True, path_type=Path),
     envvar="ACESTEP_LYRIC_VOCAB",
-    help="Published lyric vocabulary, for lyrics.json.",
+    help="Published lyric vocabulary, for lyrics.json. [default: a vocab.json in FOLDER or beside it]",
 )
 def main(folder: Path, only: tuple[str, ...], vocab: Path | None) -> None:
     """Hold every golden file in FOLDER against this code."""
@@ -137,6 +143,7 @@ def main(folder: Path, only: tuple[str, ...], vocab: Path | None) -> None:
     missing = set(only) - {path.stem for path in paths}
     if missing or not paths:
         raise click.UsageError(f"no such golden file in {folder}: {', '.join(sorted(missing)) or '*.safetensors'}")
+    vocab = vocab or next((path for path in vocab_places(folder) if path.is_file()), None)
     counts = {"ok": 0, "FAIL": 0, "unknown": 0}
     for path in paths:
         verdict = check_lyric_file(path, vocab) if path.suffix == ".json" else check(path)
