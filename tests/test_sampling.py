@@ -102,12 +102,12 @@ def test_doubly_guided_songs_batch_too(transformer: ACEStepTransformer) -> None:
         assert relative_error(got, sample(transformer, [song])[0]) <= TOLERANCE
 
 
-def test_the_extremes_batch_too(transformer: ACEStepTransformer) -> None:
+@pytest.mark.parametrize("kinds", [("euler", "apg"), ("heun", "cfg"), ("pingpong", "cfg_star")], ids="-".join)
+def test_the_extremes_batch_too(transformer: ACEStepTransformer, kinds: tuple[str, str]) -> None:
     """1 s beside 240 s, no lyrics beside 1,500 tokens, a prompt of one token beside 256."""
+    settings = {"scheduler": kinds[0], "guidance": kinds[1], "num_inference_steps": 2}
     songs = [
-        Song(
-            GenerationRequest(prompt="x", seed=seed, num_inference_steps=2), tokens, lyrics, num_latent_frames(seconds)
-        )
+        Song(GenerationRequest(prompt="x", seed=seed, **settings), tokens, lyrics, num_latent_frames(seconds))
         for seed, tokens, lyrics, seconds in ((1, 256, 0, 1), (2, 1, 1500, 240))
     ]
     for song, got in zip(songs, sample(transformer, songs), strict=True):
