@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal, overload
 
 import torch
@@ -142,7 +143,7 @@ def _spread(settings: dict[str, Any], count: int, one: bool) -> list[dict[str, A
                 raise InvalidRequestError([Problem(name, value, f"give one value, or {count}: one for each prompt")])
             values = list(value)
         else:
-            counts_up = name == "seed" and isinstance(value, int)
+            counts_up = name == "seed" and isinstance(value, Integral) and not isinstance(value, bool)
             values = [value + index if counts_up else value for index in range(count)]
         for row, item in zip(rows, values, strict=True):
             row[name] = item

@@ -60,7 +60,7 @@ def test_mp3_is_320_kbps(pipe: ACEStepPipeline, tmp_path: Path) -> None:
 
 
 def test_several_prompts_make_several_songs(pipe: ACEStepPipeline) -> None:
-    results = pipe(prompt=["x", "x"], seed=7, duration=[1, 2], num_inference_steps=2)
+    results = pipe(prompt=["x", "x"], seed=np.int64(7), duration=[1, 2], num_inference_steps=2)
     assert [result.seed for result in results] == [7, 8]
     assert [round(result.duration) for result in results] == [1, 2]
     assert not torch.equal(results[0].waveform, results[1].waveform[:, : results[0].waveform.shape[1]])
