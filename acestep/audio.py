@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import soundfile as sf
 from acestep.audio_format import AudioFormat
 from acestep.errors import AudioFormatError, InvalidAudioError
 from acestep.ogg import fix_serial
+from acestep.whole_file import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -89,13 +89,13 @@ def save_audio(
     path = os.fspath(path)
     data = encode_audio(waveform, sample_rate, AudioFormat.from_path(path, **options), tags)
     if "://" not in path:
-        _write_local(path, data)
+        write_whole(path, data)
         return path
     import fsspec
 
     filesystem, key = fsspec.core.url_to_fs(path)
     if "file" in filesystem.protocol:
-        _write_local(key, data)
+        write_whole(key, data)
     else:
         filesystem.pipe_file(key, data)  # an object store shows an object only once all of it is there
     return path
@@ -132,22 +132,6 @@ def _read(source: str | os.PathLike[str] | bytes) -> bytes:
 
     with fsspec.open(os.fspath(source), "rb") as file:
         return file.read()
-
-
-def _write_local(path: str, data: bytes) -> None:
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    unfinished = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(unfinished, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
-        raise
 
 
 def _samples(waveform: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from acestep.whole_file import write_whole
 from pipelines.errors import OutputError, StorageError, UnusableInputError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Storage:
         Raises:
             StorageError: when it still fails after every retry.
         """
-        action = self._put_local if self.is_local else self._filesystem.pipe_file
+        action = write_whole if self.is_local else self._filesystem.pipe_file
         self._retried("write", key, lambda: action(self._path(key), data))
 
     def get(self, key: str) -> bytes:
@@ -161,21 +162,6 @@ class Storage:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
-
-    def _put_local(self, path: str, data: bytes) -> None:
-        folder, name = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, f".{name[:100]}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
 
     def _retried(self, verb: str, key: str, action: Callable[[], Answer]) -> Answer:
         for attempt in range(1, self.attempts + 1):
