@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import InvalidRequestError
@@ -19,101 +19,27 @@ from acestep.loudness import Loudness
 from acestep.problems import Problem, ProblemsError, problems_of
 from acestep.request import MAX_SEED, GenerationRequest
 from pipelines.errors import ConfigError
+from pipelines.sections import (
+    BatchSection,
+    BestOfSection,
+    BudgetSection,
+    CommitSection,
+    LeaseSection,
+    ModelSection,
+    PlanSection,
+    PreflightSection,
+    ProvenanceSection,
+    QualitySection,
+    RaySection,
+    ResourcesSection,
+    Section,
+    StoppingSection,
+    StorageSection,
+)
 
 DEFAULT_ENGINE = "acestep.engine:Engine"
 DEFAULT_FORMAT: Literal["flac"] = "flac"
 _NOT_DEFAULTS = ("id", "prompt")
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and a name that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-class ModelSection(Section):
-    """Which weights, and how they are loaded."""
-
-    checkpoint: str = Field(
-        default="tiny",
-        description="tiny (comes along, random weights: noise), a folder, a model hub id, or a URL such as s3://...",
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="Of the weights; null: bfloat16 with GPUs, float32 without."
-    )
-    device: str | None = Field(default=None, description="cpu, cuda, mps; null: cuda with GPUs, cpu without.")
-    lyric_vocab: str | None = Field(
-        default=None, description="Path or URL of the lyric vocabulary, if the checkpoint lacks it."
-    )
-    storage_options: dict[str, Any] = Field(default_factory=dict, description="For a checkpoint at an fsspec URL.")
-    cpu_offload: bool = Field(
-        default=False, description="Keep each network in host memory but for its own stage: less GPU memory, slower."
-    )
-    torch_compile: bool = Field(default=False, description="Compile the transformer; the first batches take minutes.")
-    warm_up: bool = Field(default=True, description="Make one short song before the first real one.")
-
-
-class BatchSection(Section):
-    """How requests share a pass."""
-
-    frame_budget: int = Field(
-        default=16_384,
-        description="Most latent frames (93 ms each) in one pass; 16,384: six songs of 240 s, or fifty of 30 s.",
-        ge=1,
-    )
-    max_batch_size: int = Field(default=16, description="Most songs in one pass.", ge=1)
-
-
-class ResourcesSection(Section):
-    """What the stages take of the cluster."""
-
-    num_actors: int | None = Field(
-        default=None, description="Warm engines; null: one for each GPU there is, or one without GPUs.", ge=1
-    )
-    num_gpus: float = Field(default=0, description="GPUs of one engine; a share such as 0.5 is possible.", ge=0)
-    num_cpus: float = Field(default=1, description="CPUs that one engine reserves, next to its GPUs.", ge=0)
-    cpu_threads: int | None = Field(
-        default=None, description="Threads of an engine on the CPU; null: all cores, shared between engines.", ge=1
-    )
-    encode_cpus: float = Field(default=1, description="CPUs that one encoding task reserves.", gt=0)
-
-
-class PlanSection(Section):
-    """How the plan is written down."""
-
-    bucket_rows: int = Field(
-        default=50_000, description="About so many songs in a bucket, the unit of restarting.", ge=1
-    )
-
-
-class CommitSection(Section):
-    """When finished songs become rows of the catalog: whichever comes first, and at the end."""
-
-    every_songs: int = Field(default=256, description="After so many songs.", ge=1)
-    every_seconds: float = Field(default=30.0, description="After so many seconds.", ge=0)
-
-
-class StorageSection(Section):
-    """How manifest and output are reached."""
-
-    storage_options: dict[str, Any] = Field(
-        default_factory=dict, description="For fsspec: endpoint_url, key, secret, ...; never written down."
-    )
-    attempts: int = Field(default=6, description="How often an operation is tried, with growing pauses.", ge=1)
-
-
-class RaySection(Section):
-    """Which Ray the job runs on."""
-
-    address: str | None = Field(
-        default=None, description="Of a running cluster (auto, host:port); null: RAY_ADDRESS if set, else this machine."
-    )
-    runtime_env: dict[str, Any] | None = Field(
-        default=None, description="Ray's runtime_env for the workers, such as {working_dir: .}."
-    )
-    no_progress_seconds: int = Field(
-        default=3600, description="Give up when nothing moves for so long (loading weights counts); -1: never.", ge=-1
-    )
 
 
 class RunConfig(Section):
@@ -128,6 +54,16 @@ class RunConfig(Section):
     audio: AudioFormat = Field(
         default=AudioFormat(format=DEFAULT_FORMAT), description="Kind of file, with the settings of that kind."
     )
+    num_songs: int = Field(
+        default=1, description="Songs of each row, each with a seed of its own; a row's num_songs goes before it.", ge=1
+    )
+    sweep: dict[str, list[Any]] = Field(
+        default_factory=dict, description="Settings with lists of values: every row is made with each combination."
+    )
+    preflight: PreflightSection = Field(default_factory=PreflightSection, description="What rows are checked for.")
+    budget: BudgetSection = Field(default_factory=BudgetSection, description="What the job may cost.")
+    quality: QualitySection = Field(default_factory=QualitySection, description="What songs are checked for.")
+    best_of: BestOfSection = Field(default_factory=BestOfSection, description="Candidates for each song.")
     keep_latents: bool = Field(
         default=False, description="Keep each song's latents (0.3 MB a minute) as a source for repaint, extend, edit."
     )
@@ -136,6 +72,9 @@ class RunConfig(Section):
     resources: ResourcesSection = Field(default_factory=ResourcesSection, description="What the stages take.")
     plan: PlanSection = Field(default_factory=PlanSection, description="How the plan is written down.")
     commit: CommitSection = Field(default_factory=CommitSection, description="When songs become rows.")
+    provenance: ProvenanceSection = Field(default_factory=ProvenanceSection, description="Signed content credentials.")
+    stopping: StoppingSection = Field(default_factory=StoppingSection, description="How a run ends early.")
+    lease: LeaseSection = Field(default_factory=LeaseSection, description="One run at a time.")
     storage: StorageSection = Field(default_factory=StorageSection, description="How manifest and output are reached.")
     ray: RaySection = Field(default_factory=RaySection, description="Which Ray the job runs on.")
 
@@ -162,6 +101,16 @@ class RunConfig(Section):
         if problems:
             raise ProblemsError(problems)
         return settings
+
+    @field_validator("best_of", mode="before")
+    @classmethod
+    def _number_of_candidates(cls, value: Any) -> Any:
+        return {"candidates": value} if isinstance(value, int) else value
+
+    @field_validator("provenance", mode="before")
+    @classmethod
+    def _mode_of_provenance(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
 
     @field_validator("audio", mode="before")
     @classmethod

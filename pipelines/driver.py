@@ -22,9 +22,9 @@ from pipelines.config import RunConfig
 from pipelines.cutting import Cutting, lost_songs
 from pipelines.errors import Stop, StoppedError, StorageError, UnusableInputError
 from pipelines.progress import Counts, Progress
-from pipelines.report import Summary
 from pipelines.schema import unpack
 from pipelines.storage import Storage
+from pipelines.summary import Summary
 
 logger = logging.getLogger(__name__)
 

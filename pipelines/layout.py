@@ -7,6 +7,12 @@ audio/<hh>/<id>-<fingerprint>.<ext>       sound; hh spreads the keys
 latents/<hh>/<id>-<fingerprint>.safetensors  what a song was decoded from, where it is kept
 songs/bucket=000000/<run>-<n>.parquet     a row for each finished song: the commit
 failed/bucket=000000/*.parquet            rows that could not be read or made
+quarantine/<hh>/<id>-<fingerprint>.<ext>  sound that failed the quality gate
+retried/bucket=000000/*.parquet           failures that are to be tried again
+finished/bucket=000000.json               a bucket of which nothing is left to do, and for which plan
+runs/<run>.json                           what each run did
+speeds.json                               how fast this catalog's songs were made
+lease.json                                the run that is at work
 progress.json
 """
 
@@ -19,8 +25,16 @@ RUN = "run.json"
 PLAN = "plan"
 SONGS = "songs"
 FAILED = "failed"
+RETRIED = "retried"
+FINISHED = "finished"
+RUNS = "runs"
 REJECTS = "plan/rejects.parquet"
+WARNINGS = "plan/warnings.parquet"
 PROGRESS = "progress.json"
+LEASE = "lease.json"
+SPEEDS = "speeds.json"
+SOUND_FOLDERS = ("audio", "latents", "quarantine")
+"""Folders of objects that rows name by their keys; one that no row names is an orphan."""
 REJECTED_FILE = "rejected.parquet"
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]|^\.")
@@ -48,6 +62,21 @@ def audio_key(id: str, fingerprint: str, extension: str) -> str:
     An id that has to be changed for that is told apart by a hash, behind a sign that unchanged ids do not have.
     """
     return f"audio/{_song_name(id, fingerprint)}{extension}"
+
+
+def quarantine_key(id: str, fingerprint: str, extension: str) -> str:
+    """The object of a song that failed the quality gate."""
+    return f"quarantine/{_song_name(id, fingerprint)}{extension}"
+
+
+def finished_key(bucket: int) -> str:
+    """The marker of a bucket of which nothing is left to do."""
+    return f"{FINISHED}/bucket={bucket:06d}.json"
+
+
+def run_key(run: str) -> str:
+    """What one run did."""
+    return f"{RUNS}/{run}.json"
 
 
 def latents_key(id: str, fingerprint: str) -> str:

@@ -19,9 +19,9 @@ from pipelines.kept import KeptLatents
 from pipelines.manifest import Manifest
 from pipelines.plan import PlanRecord, make_plan, read_rejects
 from pipelines.progress import duration_text
-from pipelines.report import EXAMPLES, Summary
 from pipelines.resolution import Resolution
 from pipelines.storage import Storage
+from pipelines.summary import EXAMPLES, Summary
 
 logger = logging.getLogger(__name__)
 

@@ -62,10 +62,15 @@ PLAN = pa.schema(
         pa.field("row", pa.int64()),
         pa.field("fingerprint", pa.string()),
         pa.field("num_frames", pa.int64()),
+        pa.field("parent", pa.string()),
+        pa.field("adapter_fingerprint", pa.string()),
         *REQUEST,
     ]
 )
-"""A planned request: where it came from, what names its sound, what it costs, and all its settings."""
+"""A planned request: where it came from, what names its sound, what it costs, and all its settings.
+
+`parent` is the id in the manifest where one row became several songs, else null.
+"""
 
 _MADE_INSTEAD = ("id", "duration", "sample_rate")
 _SETTINGS = [field for field in REQUEST if field.name not in _MADE_INSTEAD]
@@ -83,11 +88,26 @@ SONG = pa.schema(
         pa.field("requested_duration", pa.float64()),
         pa.field("sample_rate", pa.int64()),
         pa.field("num_samples", pa.int64()),
+        pa.field("parent", pa.string()),
         *_SETTINGS,
+        pa.field("requested_seed", pa.uint64()),
+        pa.field("attempt", pa.int64()),
+        pa.field("lufs", pa.float64()),
+        pa.field("quality", pa.string()),
+        pa.field("acoustic_hash", pa.string()),
+        pa.field("scorer", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("candidates", pa.string()),
+        pa.field("adapter_fingerprint", pa.string()),
         pa.field("model", pa.string()),
         pa.field("model_fingerprint", pa.string()),
         pa.field("dtype", pa.string()),
+        pa.field("device", pa.string()),
         pa.field("random_weights", pa.bool_()),
+        pa.field("ai_generated", pa.bool_()),
+        pa.field("signed", pa.string()),
+        pa.field("version", pa.string()),
+        pa.field("sound_version", pa.int64()),
         pa.field("batch", pa.string()),
         pa.field("batch_size", pa.int64()),
         pa.field("generate_seconds", pa.float64()),
@@ -99,7 +119,12 @@ SONG = pa.schema(
         pa.field("created_at", TIME),
     ]
 )
-"""A finished song, before the manifest's own columns. The bucket is in the path, as hive partitions have it."""
+"""A finished song, before the manifest's own columns. The bucket is in the path, as hive partitions have it.
+
+`seed` is the one that made it, `requested_seed` the planned one: they differ after a reroll (`attempt` over 1) and
+where the best of several was kept. `quality` is JSON of what was measured; `candidates` is JSON, a list of
+`{seed, score, problems}`, of those that were made and not kept; `lufs` is the loudness as delivered.
+"""
 
 FAILED = pa.schema(
     [
@@ -111,12 +136,20 @@ FAILED = pa.schema(
         pa.field("file", pa.string()),
         pa.field("row", pa.int64()),
         pa.field("request", pa.string()),
+        pa.field("path", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("evidence", pa.string()),
         pa.field("batch", pa.string()),
         pa.field("run", pa.string()),
         pa.field("created_at", TIME),
     ]
 )
-"""A row that could not be read or made; `request` is JSON, `fingerprint` is empty when the row was refused."""
+"""A row that could not be read or made; `request` is JSON, `fingerprint` is empty when the row was refused.
+
+Of a song that failed the quality gate, `path` is its audio in quarantine, and `evidence` JSON: a list of
+`{attempt, seed, problems, quality}`, one for each time it was made.
+"""
 
 _TAKEN = {"bucket", *(name.lower() for schema in (PLAN, SONG, FAILED) for name in schema.names)}
 

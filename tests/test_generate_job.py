@@ -34,9 +34,9 @@ from pipelines.config import RunConfig
 from pipelines.cutting import Cutting
 from pipelines.driver import stop_signals
 from pipelines.errors import ConfigError, UnusableInputError
-from pipelines.report import Summary
 from pipelines.run import run_job
 from pipelines.storage import Storage
+from pipelines.summary import Summary
 from tests.conftest import ROOT, S3, stand_in_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -11,8 +11,8 @@ import pytest
 
 from pipelines import progress as progress_module
 from pipelines.progress import Counts, Progress, duration_text
-from pipelines.report import Summary, Times
 from pipelines.storage import Storage
+from pipelines.summary import Summary, Times
 
 
 @pytest.mark.parametrize(
