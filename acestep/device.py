@@ -35,6 +35,13 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called, for records: `NVIDIA H100 80GB HBM3`, or `cpu x2` with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu x{torch.get_num_threads()}" if device.type == "cpu" else device.type
+
+
 def best_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where it is fast and safe, float32 elsewhere."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32

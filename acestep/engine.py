@@ -17,7 +17,15 @@ import torch
 
 from acestep.batching import BatchItem, form_batches
 from acestep.checkpoint import Checkpoint
-from acestep.device import best_device, best_dtype, dtype_name, is_out_of_memory, is_poisoned, parse_dtype
+from acestep.device import (
+    best_device,
+    best_dtype,
+    device_name,
+    dtype_name,
+    is_out_of_memory,
+    is_poisoned,
+    parse_dtype,
+)
 from acestep.errors import ACEStepError, DeviceError, InvalidAudioError, OutOfMemoryError
 from acestep.lora import Adapter
 from acestep.lora_stack import AdapterStack
@@ -106,6 +114,11 @@ class Engine:
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.networks.device
+
+    @property
+    def device_name(self) -> str:
+        """What that is called, for records."""
+        return device_name(self.networks.device)
 
     def warm_up(self) -> float:
         """Make one short song and drop it, so that the first real one does not pay for start-up; returns seconds."""

@@ -70,5 +70,11 @@ class DeviceError(ACEStepError):
     error_class = "device"
 
 
+class BatchTimeoutError(ACEStepError):
+    """A batch that took much longer than such batches do."""
+
+    error_class = "timeout"
+
+
 class CancelledError(ACEStepError):
     """The caller's callback asked to stop between two steps."""
