@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import pyarrow as pa
+
 from acestep.errors import InvalidRequestError
 from acestep.problems import Problem, nearest
 from pipelines.catalog import Catalog
@@ -39,5 +41,9 @@ class KeptLatents:
 
     @cached_property
     def _paths(self) -> dict[str, str | None]:
-        songs = Catalog(self._storage).songs().sort_by("created_at")
+        catalog = Catalog(self._storage)
+        tables = [catalog.songs_of(bucket, ["id", "latents", "created_at"]) for bucket in catalog.buckets()]
+        if not tables:
+            return {}
+        songs = pa.concat_tables(tables).sort_by("created_at")
         return dict(zip(songs.column("id").to_pylist(), songs.column("latents").to_pylist(), strict=True))

@@ -1,7 +1,7 @@
 """The plan: a manifest's rows, judged and written down by bucket before anything is made.
 
-`make_plan` streams a manifest through `plan_rows`, finds duplicate ids, and writes; `run.json` comes last and names the
-plan's objects, so that a plan is there whole or not at all.
+`make_plan` hands the manifest to this machine's cores in batches, then the buckets; `run.json` comes last and names the
+plan's objects, so that a plan is there whole or not at all. What comes out does not depend on how many cores there are.
 """
 
 from __future__ import annotations
@@ -11,30 +11,53 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from acestep import __version__
+from acestep.errors import InvalidRequestError
 from acestep.problems import Problem, nearest
 from acestep.request import SOUND_VERSION, GenerationRequest
-from pipelines import layout, schema
+from pipelines import layout, outside, schema
+from pipelines.chunks import Chunks, StreamedTable
 from pipelines.errors import ManifestError, OutputError
-from pipelines.manifest import Manifest
-from pipelines.resolution import REJECT, Resolution, plan_rows, reject
-from pipelines.spill import Spill
+from pipelines.manifest import Manifest, ManifestBatch
+from pipelines.planning import (
+    REJECTS,
+    WARNINGS,
+    BatchReport,
+    BatchTask,
+    BucketReport,
+    BucketTask,
+    Desk,
+    find_collisions,
+    judge_batch,
+    songs_of_rows,
+    write_bucket,
+)
+from pipelines.rejects import REJECT, WARNING, Tally
+from pipelines.resolution import Resolution, song_sources
+from pipelines.spill import unified_types, whole_schema
 from pipelines.storage import Storage
+from pipelines.variants import NUM_SONGS
+from pipelines.workers import Workers, cores
 
 logger = logging.getLogger(__name__)
 
-_OUTSIDE = {"lora", "source"}
-"""Settings that name something that is not in the manifest."""
-
 FORMAT = 1
 """Of run.json and of what it describes."""
+
+_OUTSIDE = ("lora", "source")
+"""Rules about what is not in the manifest, and may be there the next time."""
+_READ_REJECT = REJECT.remove(REJECT.get_field_index("request"))
+_FEW_SONGS = 20_000
+"""Below this, one process is done before others have started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +69,19 @@ class PlanRecord:
     """Names the plan's objects: a hash of everything that it depends on."""
     num_buckets: int
     rows: int
+    """Of the manifest."""
     planned: int
+    """Songs: a row may become several."""
     rejected: int
-    looks_outside: bool
-    """Whether songs name adapters or sources, which may change or appear while their names stay."""
+    """Rows that were refused."""
+    warned: int
+    """Rows with a warning, refused or not."""
+    rules: dict[str, dict[str, int]]
+    """For each rule of the preflight and each severity, the rows in which something was found."""
+    examples: list[dict[str, Any]]
+    """Of each rule and severity, the first rows."""
+    adapters: dict[str, str]
+    """The adapters that rows name, with the hash of their content; empty: it could not be read."""
     manifest: dict[str, Any]
     model: dict[str, Any]
     config: dict[str, Any]
@@ -77,43 +109,60 @@ class PlanRecord:
 
 
 def make_plan(
-    manifest: Manifest, storage: Storage, resolution: Resolution, *, bucket_rows: int, about: Mapping[str, Any]
+    manifest: Manifest,
+    storage: Storage,
+    resolution: Resolution,
+    *,
+    bucket_rows: int,
+    about: Mapping[str, Any],
+    workers: int | None = None,
 ) -> PlanRecord:
     """The plan of a manifest, written down in `storage`; nothing is done when that very plan is there already.
 
     Args:
-        bucket_rows: about so many rows go into a bucket; a catalog that exists keeps its number of buckets.
+        bucket_rows: about so many songs go into a bucket; a catalog that exists keeps its number of buckets.
         about: what else run.json is to say: `model` and `config`.
+        workers: processes; None: the machine's cores for a long manifest, this process alone for a short one.
 
     Raises:
         ManifestError: when the manifest turns out to be unreadable or empty; nothing is written then.
     """
+    outside.forget()
     before = PlanRecord.read(storage)
-    num_buckets = before.num_buckets if before else max(1, math.ceil(manifest.max_rows() / bucket_rows))
+    songs = None if before else _most_songs(manifest, resolution)
+    num_buckets = before.num_buckets if before else max(1, math.ceil((songs or 0) / bucket_rows))
     name = _plan_name(manifest, resolution, num_buckets)
-    # What lies behind the name of an adapter or source may have changed: such a plan is made anew.
-    looks_outside = any(resolution.defaults.get(field) is not None for field in _OUTSIDE)
-    if before and before.plan == name and not (before.looks_outside or looks_outside):
+    if before and before.plan == name and _still_holds(before):
         logger.info("the plan is there already: %d songs", before.planned)
         return before
-    _check_columns(manifest)
-    with Spill() as good, Spill() as bad:
-        rows = 0
-        for batch in manifest.batches():
-            planned, rejects = plan_rows(batch, resolution)
-            rows += planned.num_rows + rejects.num_rows
-            looks_outside = looks_outside or not _OUTSIDE.isdisjoint(batch.table.column_names)
-            _by_bucket(good, planned, num_buckets)
-            _by_bucket(bad, rejects, num_buckets)
-        counts = _write(storage, name, num_buckets, good, bad)
+    _check_columns(manifest, manifest.columns)
+    if workers is None:
+        songs = _most_songs(manifest, resolution) if songs is None else songs
+        workers = 1 if songs < _FEW_SONGS else cores()
+    with tempfile.TemporaryDirectory(prefix="acestep-plan-") as folder, Workers(workers) as processes:
+        failed = {"fingerprint": "", "error_class": "input", "attempts": 0, "batch": "", "run": name}
+        desk = Desk(
+            replace(resolution, kept=None),
+            Chunks(folder),
+            storage,
+            name,
+            num_buckets,
+            resolution.most_songs_of_a_row() > 1 or NUM_SONGS in manifest.columns,
+            failed | {"created_at": datetime.now(timezone.utc)},
+        )
+        found = _judge(manifest, desk, resolution, processes)
+        written = _write(desk, found, processes)
     record = PlanRecord(
         format=FORMAT,
         plan=name,
         num_buckets=num_buckets,
-        rows=rows,
-        planned=counts[0],
-        rejected=counts[1],
-        looks_outside=looks_outside,
+        rows=found.rows,
+        planned=written.planned,
+        rejected=found.rejected + written.rejected,
+        warned=found.warned + written.warned,
+        rules=found.tally.rules,
+        examples=found.tally.examples,
+        adapters=dict(sorted(found.adapters.items())),
         manifest={"url": manifest.url, "identity": manifest.identity(), "files": manifest.file_names[:100]},
         model=dict(about["model"]),
         config=dict(about["config"]),
@@ -122,75 +171,119 @@ def make_plan(
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     storage.put(layout.RUN, json.dumps(dataclasses.asdict(record), indent=2).encode())
-    stale = [key for key in storage.keys(layout.PLAN, ".parquet") if key != layout.REJECTS and name not in key]
+    ours = (layout.REJECTS, layout.WARNINGS)
+    stale = [key for key in storage.keys(layout.PLAN, ".parquet") if key not in ours and name not in key]
     storage.delete(stale)
     return record
 
 
 def read_rejects(storage: Storage) -> pa.Table:
     """The rows that the plan refused."""
+    return _read(storage, layout.REJECTS, _READ_REJECT)
+
+
+def read_warnings(storage: Storage) -> pa.Table:
+    """What the plan warned of: a row for each thing."""
+    return _read(storage, layout.WARNINGS, WARNING)
+
+
+def _read(storage: Storage, key: str, columns: pa.Schema) -> pa.Table:
     try:
-        return storage.read_table(layout.REJECTS)
+        return storage.read_table(key)
     except FileNotFoundError:
-        return REJECT.remove(REJECT.get_field_index("request")).empty_table()
+        return columns.empty_table()
 
 
-def _by_bucket(spill: Spill, table: pa.Table, num_buckets: int) -> None:
-    buckets = pa.array([layout.bucket_of(id or "", num_buckets) for id in table.column("id").to_pylist()], pa.int64())
-    for bucket in set(buckets.to_pylist()):
-        spill.add(bucket, table.filter(pa.compute.equal(buckets, bucket)))
+def _still_holds(before: PlanRecord) -> bool:
+    """Whether what the plan names outside the manifest is what it was."""
+    if any(before.rules.get(rule) for rule in _OUTSIDE):
+        return False
+    return all(outside.adapter(name)[0] == fingerprint for name, fingerprint in before.adapters.items())
 
 
-def _write(storage: Storage, name: str, num_buckets: int, good: Spill, bad: Spill) -> tuple[int, int]:
-    num_planned = num_rejected = 0
-    rejects: list[pa.Table] = []
-    now = datetime.now(timezone.utc)
+@dataclass(slots=True)
+class _Found:
+    """The reports of all batches together."""
+
+    rows: int = 0
+    batches: int = 0
+    rejected: int = 0
+    warned: int = 0
+    tally: Tally = field(default_factory=Tally)
+    adapters: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, pa.DataType] = field(default_factory=dict)
+    ids: list[Any] = field(default_factory=list)
+
+    def add(self, report: BatchReport) -> None:
+        self.batches += 1
+        self.rejected += report.rejected
+        self.warned += report.warned
+        self.tally.merge(report.tally)
+        self.adapters |= report.adapters
+        for name, kind in report.kinds.items():
+            self.kinds = unified_types(self.kinds, pa.schema([(name, kind)]))
+        self.ids += report.ids
+
+
+def _judge(manifest: Manifest, desk: Desk, resolution: Resolution, processes: Workers) -> _Found:
+    found = _Found()
+
+    def tasks() -> Iterator[BatchTask]:
+        seen = set(manifest.columns)
+        for number, batch in enumerate(manifest.batches()):
+            found.rows += len(batch.rows) + len(batch.unreadable)
+            if new := [name for name in batch.table.column_names if name not in seen]:
+                seen.update(new)
+                _check_columns(manifest, list(seen), new)
+            yield BatchTask(number, batch, _songs_of_the_catalog(batch, resolution))
+
+    for report in processes.map(partial(judge_batch, desk), tasks()):
+        found.add(report)
+    return found
+
+
+def _write(desk: Desk, found: _Found, processes: Workers) -> BucketReport:
+    storage, whole, written = desk.storage, whole_schema(schema.PLAN, found.kinds), BucketReport()
+    collisions = find_collisions(found.ids)
     kept = set()
-    for bucket in range(num_buckets):
-        planned, duplicates = _without_duplicates(good.table(bucket, schema.PLAN))
-        refused = pa.concat_tables([bad.table(bucket, REJECT), duplicates])
-        storage.write_table(layout.plan_key(bucket, name), planned.sort_by("id"))
-        if refused.num_rows:
-            key = f"{layout.bucket_folder(layout.FAILED, bucket)}/{layout.REJECTED_FILE}"
-            storage.write_table(key, _as_failed(refused, name, now))
-            kept.add(key)
-            rejects.append(refused.drop_columns(["request"]))
-        num_planned += planned.num_rows
-        num_rejected += refused.num_rows
-    old = [key for key in storage.keys(layout.FAILED, layout.REJECTED_FILE) if key not in kept]
-    storage.delete(old)
-    if rejects:
-        storage.write_table(
-            layout.REJECTS, pa.concat_tables(rejects).sort_by([("file", "ascending"), ("row", "ascending")])
-        )
-    else:
-        storage.delete([layout.REJECTS])
-    return num_planned, num_rejected
+    buckets = (BucketTask(bucket, whole, collisions) for bucket in range(desk.num_buckets))
+    for report in processes.map(partial(write_bucket, desk), buckets):
+        written.planned += report.planned
+        written.rejected += report.rejected
+        written.warned += report.warned
+        found.tally.merge(report.tally)
+        kept.add(report.failed)
+    storage.delete([key for key in storage.keys(layout.FAILED, layout.REJECTED_FILE) if key not in kept])
+    for kind, key, columns in ((REJECTS, layout.REJECTS, _READ_REJECT), (WARNINGS, layout.WARNINGS, WARNING)):
+        with StreamedTable(storage, key, columns) as stream:
+            for number in range(found.batches):
+                tables = [table for _, table in desk.chunks.take(kind, number)]
+                if tables:
+                    stream.write(pa.concat_tables(tables).sort_by("row"))
+        if not stream.rows:
+            storage.delete([key])
+    return written
 
 
-def _without_duplicates(planned: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The first row of each id, and rejects for the others."""
-    first: dict[str, int] = {}
-    again: list[int] = []
-    for position, id in enumerate(planned.column("id").to_pylist()):
-        if first.setdefault(id, position) != position:
-            again.append(position)
-    if not again:
-        return planned, REJECT.empty_table()
-    rejects = []
-    for row in planned.take(again).to_pylist():
-        earlier = planned.slice(first[row["id"]], 1).select(["file", "row"]).to_pylist()[0]
-        place = f"row {earlier['row']}" + (f" of {earlier['file']}" if earlier["file"] != row["file"] else "")
-        problem = Problem("id", row["id"], f"{place} has it already; every row needs its own")
-        values = {field: row[field] for field in schema.REQUEST.names}
-        rejects.append(reject(row["file"], row["row"], row["id"], [problem], values))
-    keep = pa.array(sorted(first.values()), pa.int64())
-    return planned.take(keep), schema.table_of(rejects, REJECT)
+def _songs_of_the_catalog(batch: ManifestBatch, resolution: Resolution) -> dict[str, str | Problem]:
+    """Where the sources lie that name songs of the catalog, or why they cannot be had."""
+    if resolution.kept is None:
+        return {}
+    values = batch.table.column("source").to_pylist() if "source" in batch.table.column_names else []
+    found: dict[str, str | Problem] = {}
+    for source in song_sources(values, resolution):
+        try:
+            found[source] = resolution.kept.address(source)
+        except InvalidRequestError as error:
+            found[source] = error.problems[0]
+    return found
 
 
-def _as_failed(rejects: pa.Table, plan: str, now: datetime) -> pa.Table:
-    same = {"fingerprint": "", "error_class": "input", "attempts": 0, "batch": "", "run": plan, "created_at": now}
-    return schema.table_of([{**row, **same} for row in rejects.to_pylist()], schema.FAILED)
+def _most_songs(manifest: Manifest, resolution: Resolution) -> int:
+    """A number of songs that there are at most, for Parquet without a column `num_songs` found without reading rows."""
+    if NUM_SONGS not in manifest.columns:
+        return manifest.max_rows() * resolution.most_songs_of_a_row()
+    return sum(sum(songs_of_rows(batch, resolution)) for batch in manifest.batches(columns=[NUM_SONGS]))
 
 
 def _plan_name(manifest: Manifest, resolution: Resolution, num_buckets: int) -> str:
@@ -205,20 +298,21 @@ def _plan_name(manifest: Manifest, resolution: Resolution, num_buckets: int) -> 
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _check_columns(manifest: Manifest) -> None:
-    """A setting's name misspelt is only another column to carry: worth a word.
+def _check_columns(manifest: Manifest, columns: Sequence[str], new: Sequence[str] | None = None) -> None:
+    """A setting's name misspelt is only another column to carry: worth a word, of the `new` columns.
 
     Raises:
         ManifestError: when two columns would get one name in the catalog.
     """
-    names = {name: schema.carried_name(name) for name in manifest.columns if name not in schema.REQUEST.names}
+    settings = [*schema.REQUEST.names, NUM_SONGS]
+    names = {name: schema.carried_name(name) for name in columns if name not in settings}
     for name, renamed in names.items():
         if renamed != name and renamed in names:
             raise ManifestError(
                 f"manifest {manifest.url}: {name!r} would be {renamed!r} in the catalog, another column"
             )
-        hint = nearest(name.strip().lower(), schema.REQUEST.names)
-        if hint or renamed != name:
+        hint = nearest(name.strip().lower(), settings)
+        if (hint or renamed != name) and (new is None or name in new):
             logger.warning(
                 "the manifest's column %r is no setting of a song and goes to the catalog as %r%s",
                 name,

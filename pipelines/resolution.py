@@ -1,41 +1,21 @@
-"""One row of a manifest: a complete request, or a reject with all its reasons.
+"""`Resolution`: what turns the values of a manifest's row into complete requests.
 
-`plan_rows` judges a batch of rows and depends on nothing else, so that it can run anywhere and in any order.
+A row depends on nothing but itself and the resolution, so that rows can be judged anywhere and in any order.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin
 
-import pyarrow as pa
-
-from acestep.errors import CheckpointError, InvalidRequestError
-from acestep.lora_files import LoraFiles
+from acestep.errors import InvalidRequestError
 from acestep.problems import Problem
-from acestep.request import GenerationRequest, derived_seed
-from pipelines import schema
+from acestep.request import GenerationRequest
 from pipelines.kept import PREFIX, KeptLatents
-from pipelines.manifest import ManifestBatch
-
-REJECT = pa.schema(
-    [
-        pa.field("file", pa.string()),
-        pa.field("row", pa.int64()),
-        pa.field("id", pa.string()),
-        pa.field("message", pa.string()),
-        pa.field(
-            "reasons",
-            pa.list_(pa.struct([("field", pa.string()), ("value", pa.string()), ("allowed", pa.string())])),
-        ),
-        pa.field("request", pa.string()),
-    ]
-)
-"""A refused row; `request` is its values as JSON."""
+from pipelines.sections import PreflightSection
+from pipelines.variants import MAX_SONGS, NUM_SONGS, Combination, combinations, number_of_songs
 
 _NUMBERED = {
     name
@@ -43,17 +23,35 @@ _NUMBERED = {
     if get_origin(info.annotation) is Literal and isinstance(get_args(info.annotation)[0], int)
 }
 
+_LOOKED_AT = ("prompt", "lyrics", "language", "normalize_tags", "duration", "lora", "task", "source")
+"""What the rules of `pipelines.preflight` look at."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What turns a row into a complete request and names its sound."""
+    """What turns a row into complete requests, names their sound, and says which rows are refused.
+
+    Attributes:
+        defaults: settings that a row may leave open.
+        seed: rows without one get theirs from this and their id.
+        kept: where sources such as `song:<id>` are looked up; None: there are none.
+        num_songs: songs of each row, unless it says so itself.
+        sweep: settings with lists of values, as `pipelines.variants` explains.
+        preflight: which rules refuse a row, and which only warn.
+        prompt_tokenizer: path of the checkpoint's `text_encoder/tokenizer.json`.
+        lyric_vocab: path of its lyric vocabulary; without these two, lengths are estimated.
+    """
 
     defaults: Mapping[str, Any]
     seed: int
     model_fingerprint: str
     rendition: str
     kept: KeptLatents | None = None
-    """Where sources such as `song:<id>` are looked up; None: there are none."""
+    num_songs: int = 1
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    preflight: PreflightSection = field(default_factory=PreflightSection)
+    prompt_tokenizer: str | None = None
+    lyric_vocab: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """What plans are told apart by."""
@@ -62,78 +60,105 @@ class Resolution:
             "seed": self.seed,
             "model": self.model_fingerprint,
             "rendition": self.rendition,
+            "num_songs": self.num_songs,
+            "sweep": [[name, list(values)] for name, values in self.sweep.items()],
+            "preflight": self.preflight.model_dump(),
+            "tokenizers": [self.prompt_tokenizer is not None, self.lyric_vocab is not None],
         }
 
-
-def plan_rows(batch: ManifestBatch, resolution: Resolution) -> tuple[pa.Table, pa.Table]:
-    """Judge rows: complete requests (`schema.PLAN` and the manifest's own columns), and rejects (`REJECT`)."""
-    table = batch.table
-    known = [name for name in table.column_names if name in schema.REQUEST.names]
-    carried = [name for name in table.column_names if name not in schema.REQUEST.names]
-    planned: list[dict[str, Any]] = []
-    kept: list[int] = []
-    rejects = [
-        reject(batch.file, bad.row, None, [Problem("(row)", bad.text, bad.reason)], {"text": bad.text})
-        for bad in batch.unreadable
-    ]
-    for position, (row, values) in enumerate(zip(batch.rows, table.select(known).to_pylist(), strict=True)):
-        try:
-            request = _request(values, resolution)
-            adapter = _adapter_fingerprint(request.lora) if request.lora is not None else ""
-        except InvalidRequestError as error:
-            rejects.append(reject(batch.file, row, values.get("id"), error.problems, values))
-            continue
-        fingerprint = request.fingerprint(resolution.model_fingerprint, resolution.rendition, adapter)
-        where = {"file": batch.file, "row": row, "fingerprint": fingerprint, "num_frames": request.num_frames}
-        planned.append(where | schema.request_values(request))
-        kept.append(position)
-    plan = schema.table_of(planned, schema.PLAN)
-    for name in carried:
-        column = table.column(name).take(pa.array(kept, pa.int64()))
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        plan = plan.append_column(schema.carried_name(name), column)
-    return plan, schema.table_of(rejects, REJECT)
+    def most_songs_of_a_row(self) -> int:
+        """Songs that a row without a `num_songs` of its own can have."""
+        return len(combinations(self.sweep, ())) * self.num_songs
 
 
-def _request(values: Mapping[str, Any], resolution: Resolution) -> GenerationRequest:
-    """A row as a complete request.
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A row with one combination of swept settings.
 
-    Raises:
-        InvalidRequestError: with every problem of the row.
+    Attributes:
+        request: complete but for what follows from the seed, which may be open; its id is the row's.
     """
-    given = {name: value for name, value in values.items() if value is not None}
-    merged = {**resolution.defaults, **{name: _number(name, value) for name, value in given.items()}}
-    problems: list[Problem] = []
-    source = merged.get("source")
-    if resolution.kept is not None and isinstance(source, str) and source.startswith(PREFIX):
-        try:
-            merged["source"] = resolution.kept.address(source)
-        except InvalidRequestError as error:
-            problems += error.problems
-    id = merged["id"] = _id_text(given.get("id"), problems)
-    if merged.get("seed") is None:
-        merged["seed"] = derived_seed(resolution.seed, id or "")
+
+    suffix: str
+    request: GenerationRequest
+
+
+@dataclass(slots=True)
+class Resolved:
+    """What a row means.
+
+    Attributes:
+        id: as text; None when it has none that can be used.
+        count: songs of each variant.
+        problems: of its settings.
+        missing: sources that are no songs of the catalog.
+        readable: with problems: the row without the values that are wrong, for rules that look at the others.
+    """
+
+    id: str | None
+    count: int = 1
+    variants: list[Variant] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    missing: list[Problem] = field(default_factory=list)
+    readable: GenerationRequest | None = None
+
+
+def resolve(values: Mapping[str, Any], resolution: Resolution, songs: Mapping[str, str | Problem]) -> Resolved:
+    """A row's values as requests, with every problem.
+
+    Args:
+        songs: where the latents of sources such as `song:<id>` lie, or why they cannot be had.
+    """
+    given = {name: _number(name, value) for name, value in values.items() if value is not None}
+    row = Resolved(id=None)
+    row.id = _id_text(given.pop("id", None), row.problems)
     try:
-        request = GenerationRequest.parse(merged).resolved()
+        row.count = number_of_songs(given.pop(NUM_SONGS, None), resolution.num_songs)
     except InvalidRequestError as error:
-        problems += error.problems
-    if problems:
-        raise InvalidRequestError(problems)
-    return request
+        row.problems += error.problems
+    chosen = combinations(resolution.sweep, given)
+    for combination in chosen:
+        merged = {**resolution.defaults, **combination.values, **given, "id": row.id}
+        _add_variant(row, combination, merged, songs)
+    if len(chosen) * row.count > MAX_SONGS:
+        songs_of_row = f"{len(chosen) * row.count:,} songs"
+        row.problems.append(Problem(NUM_SONGS, songs_of_row, f"a row can have at most {MAX_SONGS:,}"))
+    if row.problems or row.missing:
+        row.readable = _readable({**resolution.defaults, **given}, [*row.problems, *row.missing])
+    return row
 
 
-@lru_cache(maxsize=256)
-def _adapter_fingerprint(lora: str) -> str:
-    """The hash of an adapter's content, so that another adapter in its place is another sound.
-
-    Raises:
-        InvalidRequestError: when it cannot be found or reached.
-    """
+def _add_variant(
+    row: Resolved, combination: Combination, merged: dict[str, Any], songs: Mapping[str, str | Problem]
+) -> None:
+    address = songs.get(merged["source"]) if isinstance(merged.get("source"), str) else None
+    if isinstance(address, Problem):
+        row.missing += [address] if address not in row.missing else []
+    elif address is not None:
+        merged["source"] = address
     try:
-        return LoraFiles.open(lora, name=lora).fingerprint()
-    except CheckpointError as error:
-        raise InvalidRequestError([Problem("lora", lora, str(error))]) from error
+        row.variants.append(Variant(combination.suffix, GenerationRequest.parse(merged)))
+    except InvalidRequestError as error:
+        row.problems += [each for each in error.problems if each not in row.problems]
+
+
+def song_sources(values: Sequence[Any], resolution: Resolution) -> list[str]:
+    """Those of `values`, and of the config's sources, that name songs of the catalog."""
+    named = [*values, resolution.defaults.get("source"), *resolution.sweep.get("source", ())]
+    return list(dict.fromkeys(each for each in named if isinstance(each, str) and each.startswith(PREFIX)))
+
+
+def _readable(merged: Mapping[str, Any], problems: Sequence[Problem]) -> GenerationRequest | None:
+    wrong = {problem.field.split(".")[0] for problem in problems}
+    usable = {name: value for name, value in merged.items() if name in _LOOKED_AT and name not in wrong}
+    for left_out in ((), ("task", "source")):  # These two may not go together.
+        try:
+            return GenerationRequest.parse(
+                {"prompt": "any", **{name: value for name, value in usable.items() if name not in left_out}}
+            )
+        except InvalidRequestError:
+            continue
+    return None
 
 
 def _id_text(value: Any, problems: list[Problem]) -> str | None:
@@ -158,16 +183,3 @@ def _number(name: str, value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def reject(file: str, row: int, id: Any, problems: Sequence[Problem], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A refused row as `REJECT` has it."""
-    reasons = [{"field": each.field, "value": str(each.value), "allowed": each.allowed} for each in problems]
-    return {
-        "file": file,
-        "row": row,
-        "id": None if id is None else str(id),
-        "message": "; ".join(str(problem) for problem in problems),
-        "reasons": reasons,
-        "request": json.dumps(dict(values), ensure_ascii=False, default=str),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from types import TracebackType
 
 import pyarrow as pa
@@ -40,8 +41,7 @@ class Spill:
 
     def add(self, bucket: int, table: pa.Table) -> None:
         """Take rows of one bucket."""
-        for field in table.schema:
-            self._kinds[field.name] = _common(self._kinds.get(field.name, field.type), field.type)
+        self._kinds = unified_types(self._kinds, table.schema)
         self._waiting[bucket].append(table)
         self._bytes += table.nbytes
         if self._bytes >= self._memory:
@@ -49,15 +49,9 @@ class Spill:
 
     def table(self, bucket: int, schema: pa.Schema) -> pa.Table:
         """All rows of a bucket: the columns of `schema`, then the others that any row of any bucket had."""
-        kinds = {field.name: field.type for field in schema}
-        kinds |= {
-            name: pa.string() if pa.types.is_null(kind) else kind
-            for name, kind in self._kinds.items()
-            if name not in kinds
-        }
-        whole = pa.schema(list(kinds.items()))
+        whole = whole_schema(schema, self._kinds)
         tables = [*self._on_disk(bucket), *self._waiting.get(bucket, [])]
-        return pa.concat_tables([whole.empty_table(), *(_as(table, whole) for table in tables)]).combine_chunks()
+        return pa.concat_tables([whole.empty_table(), *(as_schema(table, whole) for table in tables)]).combine_chunks()
 
     def _flush(self) -> None:
         for bucket, tables in self._waiting.items():
@@ -81,6 +75,17 @@ class Spill:
         return tables
 
 
+def unified_types(kinds: Mapping[str, pa.DataType], schema: pa.Schema) -> dict[str, pa.DataType]:
+    """For each column a type that fits the values of both; text when nothing else does."""
+    return dict(kinds) | {field.name: _common(kinds.get(field.name, field.type), field.type) for field in schema}
+
+
+def whole_schema(first: pa.Schema, kinds: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The columns of `first`, then the others; those without any value as text."""
+    others = {name: pa.string() if pa.types.is_null(kind) else kind for name, kind in kinds.items()}
+    return pa.schema([*first, *(pa.field(name, kind) for name, kind in others.items() if name not in first.names)])
+
+
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     if one == other:
         return one
@@ -91,7 +96,8 @@ def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return pa.string()
 
 
-def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with exactly these columns: missing ones null, others cast, or written as text."""
     columns = []
     for field in schema:
         if field.name not in table.column_names:

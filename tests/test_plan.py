@@ -21,9 +21,10 @@ from safetensors.numpy import save_file
 from acestep.request import GenerationRequest, derived_seed
 from pipelines import layout, plan, schema
 from pipelines.errors import ManifestError, OutputError
+from pipelines.judging import plan_rows
 from pipelines.manifest import Manifest, ManifestBatch, UnreadableRow
 from pipelines.plan import PlanRecord, make_plan, read_rejects
-from pipelines.resolution import Resolution, _adapter_fingerprint, plan_rows
+from pipelines.resolution import Resolution
 from pipelines.spill import Spill
 from pipelines.storage import Storage
 
@@ -36,8 +37,8 @@ def planned(rows: list[dict[str, Any]] | pa.Table, resolution: Resolution = RESO
     """`plan_rows` of plain rows, as plain rows."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows)
     batch = ManifestBatch("m", list(range(1, table.num_rows + 1)), table)
-    good, bad = plan_rows(batch, resolution)
-    return good.to_pylist(), bad.to_pylist()
+    judged = plan_rows(batch, resolution)
+    return judged.planned.to_pylist(), judged.rejects.to_pylist()
 
 
 def test_a_row_goes_before_the_defaults_and_null_means_default() -> None:
@@ -150,8 +151,8 @@ def test_good_rows_among_bad_ones_and_all_problems_at_once() -> None:
 
 def test_a_row_that_could_not_be_read_is_a_reject() -> None:
     batch = ManifestBatch("m", [], pa.table({}), [UnreadableRow(3, "'{broken'", "it is not JSON")])
-    good, bad = plan_rows(batch, RESOLUTION)
-    assert (good.num_rows, bad.to_pylist()[0]["row"]) == (0, 3)
+    judged = plan_rows(batch, RESOLUTION)
+    assert (judged.planned.num_rows, judged.rejects.to_pylist()[0]["row"]) == (0, 3)
 
 
 def manifest_of(path: Path, table: pa.Table) -> Manifest:
@@ -197,7 +198,7 @@ def test_the_same_plan_is_not_made_twice_and_another_replaces_it(
     storage = Storage(str(tmp_path / "out"))
     manifest = manifest_of(tmp_path / "m.parquet", table(5))
     first = make(manifest, storage)
-    monkeypatch.setattr(plan, "plan_rows", None)
+    monkeypatch.setattr(plan, "judge_batch", None)
     assert make(manifest, storage) == first
     monkeypatch.undo()
     second = make(manifest, storage, Resolution({}, 9, "m", "r"))
@@ -213,7 +214,6 @@ def test_a_plan_with_adapters_is_made_anew_for_their_content_may_change(tmp_path
     seen = []
     for value in (1.0, 2.0):
         save_file({"weight": np.full(4, value)}, adapter)
-        _adapter_fingerprint.cache_clear()
         record = make(manifest, storage)
         assert record.rejected == 0
         seen.append({row["id"]: row["fingerprint"] for row in read_plan(storage, record)})
