@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,38 +32,27 @@ import pyarrow.parquet as pq
 import soundfile
 
 from acestep.frames import num_samples
+from tests.seaweed import Seaweed
 
 Place = tuple[str, dict[str, Any]]
 """A URL and its storage options."""
 
 
 @contextmanager
-def s3_server(folder: str) -> Iterator[dict[str, str]]:
-    """A SeaweedFS server with one bucket, `songs`; yields the environment that finds it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    command = [
-        *(str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *(f"-s3.port={port}", "-bucket=songs", "-admin.ui=false"),
-    ]
-    log = open(Path(folder) / "weed.log", "wb")  # noqa: SIM115 - the server writes to it for as long as it lives
-    server = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
-    found = environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-    os.environ.update(found)
+def s3_server(folder: str) -> Iterator[None]:
+    """A SeaweedFS server with one bucket, `songs`; the environment finds it meanwhile."""
+    server = Seaweed(Path(folder))
+    server.start()
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+        AWS_ENDPOINT_URL=server.endpoint,
+    )
     try:
-        store = fsspec.filesystem("s3")
-        for _ in range(120):
-            try:
-                store.pipe_file("songs/.probe", b"")
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield found
+        yield
     finally:
-        server.terminate()
-        server.wait()
+        server.kill()
 
 
 class Memory:

@@ -9,7 +9,15 @@ import click
 from acestep import __version__
 
 COMMANDS = {
+    "plan": "Judge a manifest and say what making its songs will take and cost.",
     "generate": "Make every song of a manifest, on this machine or a Ray cluster.",
+    "status": "Say where the run of a catalog stands, from any machine.",
+    "retry": "Make songs of a catalog again that failed.",
+    "verify": "Check that every song of a catalog is there and whole.",
+    "sweep": "List, then delete, files of a catalog that no song names.",
+    "compact": "Merge a catalog's many small row files into one a bucket.",
+    "report": "Write a page about a catalog, with players and pictures.",
+    "export": "Deliver a catalog as Hugging Face Parquet, WebDataset, audiofolder or JSONL.",
     "song": "Make one song from a prompt, on this machine.",
     "weights": "Look at a checkpoint, or bring a complete one to a folder.",
 }

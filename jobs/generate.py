@@ -5,12 +5,11 @@ Also as a job of a cluster: `ray job submit --working-dir . -- python -m jobs.ge
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import click
 
-INTERRUPTED = 130
+from jobs.log import exit_codes, start_logging
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -19,45 +18,45 @@ INTERRUPTED = 130
 @click.option("--config", help="YAML file; see configs/.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="An option of the config; may be repeated.")
 @click.option("--address", help="Ray cluster, such as auto or host:port. [default: RAY_ADDRESS, else this machine]")
+@click.option("--dry-run", is_flag=True, help="Write the plan, say what it will take, and stop.")
+@click.option("--prune", is_flag=True, help="In the end, remove songs that are not in the manifest any more.")
+@click.option("--max-cost", type=float, help="Refuse a job estimated to cost more (with budget.price_per_gpu_hour).")
+@click.option("--max-hours", type=float, help="Refuse a job estimated to run longer.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def command(
-    manifest: str, output: str, config: str | None, overrides: tuple[str, ...], address: str | None, verbose: bool
+    manifest: str,
+    output: str,
+    config: str | None,
+    overrides: tuple[str, ...],
+    address: str | None,
+    dry_run: bool,
+    prune: bool,
+    max_cost: float | None,
+    max_hours: float | None,
+    verbose: bool,
 ) -> None:
     """Make every song of a manifest that the output does not hold yet.
 
-    Songs that fail are recorded and end nothing. Run the same command again to go on after a crash, to try failed
-    songs again, or with a longer manifest.
+    Songs that fail are recorded and end nothing; `acestep retry` tries them again. Run the same command again to go on
+    after a crash, or with a longer or edited manifest: only what is new or changed is made.
 
     Ends with 0 when all songs are there, 3 when some failed, 2 when manifest, config or output cannot be used, 130
-    after Ctrl-C.
+    or 143 after Ctrl-C or SIGTERM, with all that was finished committed.
 
     \b
     acestep generate --manifest songs.parquet --output out --config configs/tiny.yaml
     """
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    for name in ("botocore", "aiobotocore", "s3fs", "fsspec", "urllib3", "asyncio", "filelock", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from acestep.errors import ACEStepError
+    start_logging(verbose)
     from pipelines.config import RunConfig
     from pipelines.run import run_job
 
-    if address:
-        overrides = (*overrides, f"ray.address={address}")
-    try:
-        summary = run_job(RunConfig.load(config, overrides), manifest, output)
-    except KeyboardInterrupt:
-        print("acestep generate: interrupted before anything was made", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except ACEStepError as error:
-        print(f"acestep generate: {error}", file=sys.stderr)
-        sys.exit(2 if error.error_class == "input" else 3)
-    print(summary.text())
-    sys.exit(summary.exit_code)
+    limits = {"ray.address": address, "budget.max_cost": max_cost, "budget.max_hours": max_hours}
+    overrides += tuple(f"{name}={value}" for name, value in limits.items() if value is not None)
+    with exit_codes("generate"):
+        summary = run_job(RunConfig.load(config, overrides), manifest, output, dry_run=dry_run, prune_rest=prune)
+    if not dry_run:
+        print(summary.text())
+        sys.exit(summary.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from acestep.errors import ACEStepError, CheckpointError, DeviceError
@@ -15,6 +15,8 @@ from acestep.result import GenerationFailure, GenerationResult
 from pipelines.engines import engine_class
 
 logger = logging.getLogger(__name__)
+
+Callback = Callable[[int, int], None]
 
 
 class EngineActor:
@@ -40,6 +42,8 @@ class EngineActor:
         **options: Any,
     ):
         started = time.perf_counter()
+        self.last_words: Callable[[str, str], None] | None = None
+        """Called with the class and the message of the error that ends the process, just before."""
         _use_threads(threads)
         try:
             self.engine = engine_class(engine).load(checkpoint, **options)
@@ -51,25 +55,46 @@ class EngineActor:
             if warm_up:
                 self.engine.warm_up()
         except DeviceError as error:
-            _die(error)
+            self.die(error.error_class, f"the device is broken: {error}")
         self.load_seconds = time.perf_counter() - started
-        logger.info("engine ready after %.1f s: %s", self.load_seconds, self.engine.model)
+        self.device_name: str = getattr(self.engine, "device_name", "unknown")
+        logger.info("engine ready after %.1f s: %s on %s", self.load_seconds, self.engine.model, self.device_name)
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult | GenerationFailure]:
-        """Make songs, outcomes in the order of the requests; never raises but ends the process with the device."""
+    def generate(
+        self, requests: Sequence[GenerationRequest], callback: Callback | None = None
+    ) -> list[GenerationResult | GenerationFailure]:
+        """Make songs, outcomes in the order of the requests; never raises but ends the process with the device.
+
+        Args:
+            callback: called after each denoising step; an error of ours that it raises fails the whole batch with it.
+        """
         try:
-            outcomes = self.engine.generate(list(requests))
+            outcomes = self.engine.generate(list(requests), callback=callback)
         except DeviceError as error:
-            _die(error)
+            self.die(error.error_class, f"the device is broken: {error}")
         except Exception as error:
-            logger.exception("the engine failed on a whole batch of %d", len(requests))
-            error_class = error.error_class if isinstance(error, ACEStepError) else "internal"
-            message = f"{type(error).__name__}: {error}"
+            if isinstance(error, ACEStepError):
+                error_class, message = error.error_class, str(error)
+                logger.warning("a batch of %d failed: %s", len(requests), message)
+            else:
+                error_class, message = "internal", f"{type(error).__name__}: {error}"
+                logger.exception("the engine failed on a whole batch of %d", len(requests))
             return [
                 GenerationFailure(request=request, error_class=error_class, message=message) for request in requests
             ]
         assert len(outcomes) == len(requests), "an outcome for each request"
         return outcomes
+
+    def die(self, error_class: str, reason: str) -> NoReturn:
+        """End this process, hard, so that it is replaced."""
+        logger.critical("%s; this process ends", reason)
+        try:
+            if self.last_words is not None:
+                self.last_words(error_class, reason)
+        finally:
+            logging.shutdown()
+            sys.stderr.flush()
+            os._exit(1)
 
 
 def _use_threads(threads: int | None) -> None:
@@ -78,10 +103,3 @@ def _use_threads(threads: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # Ray sets 1; torch reads it when it is imported.
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(threads)
-
-
-def _die(error: DeviceError) -> NoReturn:
-    logger.critical("the device is broken, this process ends: %s", error)
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(1)

@@ -14,22 +14,35 @@ of that: the driver holds what is in flight, and a restart reads ids and fingerp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import secrets
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import layout, schema
-from pipelines.spill import Spill
+from pipelines.rows import KEY_COLUMNS, files_by_bucket, joined_keys, newest, read_files, rows_in, united
 from pipelines.storage import Storage
 
 Key = tuple[str, str]
 """(id, fingerprint): one song, exactly."""
 
-_READERS = 16
-_KEY_COLUMNS = ["id", "fingerprint"]
+RETRIED = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("fingerprint", pa.string()),
+        pa.field("failed_run", pa.string()),
+        pa.field("run", pa.string()),
+        pa.field("created_at", schema.TIME),
+    ]
+)
+"""A failure that no longer stands: the one that `failed_run` recorded. Naming the run, and not a time, makes it safe
+against clocks that differ; `run` is who asked."""
+
+_FAILURE = [*KEY_COLUMNS, "run"]
+_KEYS = pa.schema([(name, pa.string()) for name in KEY_COLUMNS])
+_FAILURES = pa.schema([(name, pa.string()) for name in _FAILURE])
 
 
 class Catalog:
@@ -38,16 +51,77 @@ class Catalog:
     def __init__(self, storage: Storage):
         self.storage = storage
 
+    def buckets(self) -> list[int]:
+        """Buckets that hold songs or failures."""
+        return sorted({*files_by_bucket(self.storage, layout.SONGS), *files_by_bucket(self.storage, layout.FAILED)})
+
     def done(self, bucket: int) -> set[Key]:
         """The songs of a bucket that exist."""
-        folder = layout.bucket_folder(layout.SONGS, bucket)
-        return {key for table in self._tables(folder, _KEY_COLUMNS) for key in keys_of(table)}
+        return {key for table in self._read(layout.SONGS, bucket, KEY_COLUMNS) for key in keys_of(table)}
 
-    def failed(self, bucket: int, run: str) -> set[Key]:
-        """The songs of a bucket that failed in one run."""
-        folder = layout.bucket_folder(layout.FAILED, bucket)
-        tables = self._tables(folder, [*_KEY_COLUMNS, "run"])
-        return {key for table in tables for key in keys_of(table.filter(pc.field("run") == run))}
+    def done_keys(self, bucket: int) -> pa.Table:
+        """`done` as a table of id and fingerprint: quicker in bulk; there may be duplicates."""
+        tables = self._read(layout.SONGS, bucket, KEY_COLUMNS)
+        return pa.concat_tables([_KEYS.empty_table(), *(table.select(KEY_COLUMNS) for table in tables)])
+
+    def failed(self, bucket: int, run: str | None = None) -> set[Key]:
+        """The songs of a bucket whose failure stands: it is not tried again until somebody asks.
+
+        With `run`, all that this run recorded, whether or not somebody asked to try it again since.
+        """
+        return set(keys_of(self.failed_keys(bucket, run)))
+
+    def failed_keys(self, bucket: int, run: str | None = None) -> pa.Table:
+        """`failed` as a table of id, fingerprint and run; there may be duplicates."""
+        failed = united(self._read(layout.FAILED, bucket, _FAILURE), _FAILURES)
+        failed = failed.filter(pc.invert(is_refused(failed)))
+        if run is not None:
+            return failed.filter(pc.equal(failed.column("run"), run))
+        return self._standing(bucket, failed)
+
+    def retry(self, bucket: int, keys: Collection[Key], run: str) -> int:
+        """Have these failed songs of a bucket tried again by the next run; how many failures stood.
+
+        Args:
+            run: who asks.
+        """
+        wanted = set(keys)
+        standing = [row for row in self.failed_keys(bucket).to_pylist() if (row["id"], row["fingerprint"]) in wanted]
+        failures = {tuple(row[name] for name in _FAILURE) for row in standing}
+        if not failures:
+            return 0
+        # The marker first: whoever finds it believes it.
+        self.storage.delete([layout.finished_key(bucket)])
+        now = datetime.now(timezone.utc)
+        rows = [
+            {"id": id, "fingerprint": fingerprint, "failed_run": failed_run, "run": run, "created_at": now}
+            for id, fingerprint, failed_run in sorted(failures)
+        ]
+        key = f"{layout.bucket_folder(layout.RETRIED, bucket)}/{run}-{secrets.token_hex(4)}.parquet"
+        self.storage.write_table(key, schema.table_of(rows, RETRIED))
+        return len({(id, fingerprint) for id, fingerprint, _ in failures})
+
+    def select_failures(self, error_class: str | None = None, ids: Iterable[str] | None = None) -> dict[int, list[Key]]:
+        """Failures that stand and can be tried again, by bucket.
+
+        Args:
+            error_class: only of this class.
+            ids: only these songs, or all that became of these ids of the manifest.
+        """
+        wanted = None if ids is None else set(ids)
+        selected: dict[int, list[Key]] = {}
+        for bucket in files_by_bucket(self.storage, layout.FAILED):
+            failed = self.failures_of(bucket)
+            failed = failed.filter(pc.invert(is_refused(failed)))
+            if error_class is not None:
+                failed = failed.filter(pc.equal(failed.column("error_class"), error_class))
+            keys = keys_of(failed)
+            if wanted is not None and keys:
+                parents = self._parents(bucket)
+                keys = [key for key in keys if key[0] in wanted or parents.get(key[0]) in wanted]
+            if keys:
+                selected[bucket] = sorted(keys)
+        return selected
 
     def add_songs(self, bucket: int, name: str, songs: pa.Table) -> None:
         """Commit finished songs of a bucket, all at once; their audio must be there already."""
@@ -58,23 +132,54 @@ class Catalog:
         self.storage.write_table(f"{layout.bucket_folder(layout.FAILED, bucket)}/{name}.parquet", failed)
 
     def songs(self) -> pa.Table:
-        """Every song once, the newest row of each (id, fingerprint); `bucket` is not a column here."""
-        return _newest(_united(self._tables(layout.SONGS), schema.SONG))
+        """Every song once, the newest row of each (id, fingerprint); `bucket` is not a column here.
+
+        All of it is in memory: `songs_of` reads one bucket.
+        """
+        return united((self.songs_of(bucket) for bucket in files_by_bucket(self.storage, layout.SONGS)), schema.SONG)
+
+    def songs_of(self, bucket: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Every song of one bucket once; with `columns`, those of them that `SONG` or the bucket has."""
+        if columns is None:
+            return newest(united(self._read(layout.SONGS, bucket), schema.SONG))
+        needed = list(dict.fromkeys([*columns, *KEY_COLUMNS, "created_at"]))
+        known = pa.schema([schema.SONG.field(name) for name in needed if name in schema.SONG.names])
+        table = newest(united(self._read(layout.SONGS, bucket, needed), known))
+        return table.select([name for name in columns if name in table.column_names])
 
     def failures(self) -> pa.Table:
-        """The newest row of everything that failed and was not made since."""
-        failed = _newest(_united(self._tables(layout.FAILED), schema.FAILED), [*_KEY_COLUMNS, "file", "row"])
-        made = {key for table in self._tables(layout.SONGS, _KEY_COLUMNS) for key in keys_of(table)}
-        return failed.filter(pa.array([key not in made for key in keys_of(failed)], pa.bool_()))
+        """The newest row of every failure that stands and was not made since, and of every refused row."""
+        return united(
+            (self.failures_of(bucket) for bucket in files_by_bucket(self.storage, layout.FAILED)), schema.FAILED
+        )
 
-    def _tables(self, folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        keys = self.storage.keys(folder, ".parquet")
-        read: Callable[[str], pa.Table] = lambda key: self.storage.read_table(key, columns)  # noqa: E731
-        if len(keys) < 2:
-            yield from map(read, keys)
-            return
-        with ThreadPoolExecutor(min(_READERS, len(keys))) as pool:
-            yield from pool.map(read, keys)
+    def failures_of(self, bucket: int) -> pa.Table:
+        """`failures` of one bucket."""
+        failed = self._standing(bucket, united(self._read(layout.FAILED, bucket), schema.FAILED))
+        refused = newest(failed.filter(is_refused(failed)), ["file", "row"])
+        failed = newest(failed.filter(pc.invert(is_refused(failed))))
+        made = joined_keys(self.done_keys(bucket))
+        return pa.concat_tables([refused, failed.filter(pc.invert(rows_in(failed, made)))])
+
+    def _standing(self, bucket: int, failed: pa.Table) -> pa.Table:
+        """Failures that nobody asked to try again."""
+        retried = united(self._read(layout.RETRIED, bucket), RETRIED)
+        if not retried.num_rows:
+            return failed
+        return failed.filter(pc.invert(rows_in(failed, joined_keys(retried, [*KEY_COLUMNS, "failed_run"]), _FAILURE)))
+
+    def _parents(self, bucket: int) -> dict[str, str | None]:
+        """Which id of the manifest a planned song came from, where that is another."""
+        tables = self._read(layout.PLAN, bucket, ["id", "parent"])
+        return {row["id"]: row.get("parent") for table in tables for row in table.to_pylist()}
+
+    def _read(self, kind: str, bucket: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        yield from read_files(self.storage, layout.bucket_folder(kind, bucket), columns).values()
+
+
+def is_refused(failed: pa.Table) -> pa.ChunkedArray:
+    """Which rows of `failed/` were refused by the plan: they have no fingerprint, and need another manifest."""
+    return pc.equal(pc.fill_null(failed.column("fingerprint"), ""), "")
 
 
 def keys_of(table: pa.Table) -> list[Key]:
@@ -100,20 +205,3 @@ def failed_table(plan: pa.Table, error_class: str, message: str, *, attempts: in
         ],
         schema.FAILED,
     )
-
-
-def _united(tables: Iterator[pa.Table], columns: pa.Schema) -> pa.Table:
-    """One table of all columns that any has; runs may have carried different ones."""
-    with Spill() as spill:
-        for table in tables:
-            spill.add(0, table)
-        return spill.table(0, columns)
-
-
-def _newest(table: pa.Table, by: list[str] | None = None) -> pa.Table:
-    """The last row, by time, of each group of equal keys."""
-    order = pc.sort_indices(table, sort_keys=[("created_at", "ascending")])
-    table = table.take(order)
-    columns = [table.column(name).to_pylist() for name in by or _KEY_COLUMNS]
-    last = {key: position for position, key in enumerate(zip(*columns, strict=True))}
-    return table.take(pa.array(sorted(last.values()), pa.int64()))

@@ -5,6 +5,7 @@ Each option and its default stands in `configs/tiny.yaml` too, with the same wor
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from acestep.audio_format import AudioFormat
 from acestep.errors import InvalidRequestError
 from acestep.loudness import Loudness
 from acestep.problems import Problem, ProblemsError, problems_of
+from acestep.provenance import SIGNABLE_FORMATS
 from acestep.request import MAX_SEED, GenerationRequest
 from pipelines.errors import ConfigError
 from pipelines.sections import (
@@ -36,6 +38,7 @@ from pipelines.sections import (
     StoppingSection,
     StorageSection,
 )
+from pipelines.variants import sweep_problems
 
 DEFAULT_ENGINE = "acestep.engine:Engine"
 DEFAULT_FORMAT: Literal["flac"] = "flac"
@@ -102,6 +105,28 @@ class RunConfig(Section):
             raise ProblemsError(problems)
         return settings
 
+    @model_validator(mode="after")
+    def _sweep_is_of_settings(self) -> RunConfig:
+        if problems := sweep_problems(self.sweep, self.defaults):
+            raise ProblemsError(problems)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_signed(self) -> RunConfig:
+        signing, problems = self.provenance, []
+        if signing.mode == "c2pa":
+            if self.audio.format not in SIGNABLE_FORMATS:
+                allowed = f"provenance.mode c2pa signs {', '.join(SIGNABLE_FORMATS)}"
+                problems.append(Problem("audio.format", self.audio.format, allowed))
+            problems += [
+                Problem(f"provenance.{name}", None, "provenance.mode c2pa needs one: a PEM file")
+                for name in ("certificate", "private_key")
+                if getattr(signing, name) is None
+            ]
+        if problems:
+            raise ProblemsError(problems)
+        return self
+
     @field_validator("best_of", mode="before")
     @classmethod
     def _number_of_candidates(cls, value: Any) -> Any:
@@ -126,10 +151,15 @@ class RunConfig(Section):
 
     @property
     def rendition(self) -> str:
-        """What becomes of a waveform on its way into a file: part of every song's fingerprint."""
-        if self.loudness.mode == "off":
-            return self.audio.rendition
-        return f"{self.audio.rendition} {self.loudness.model_dump_json()}"
+        """What is chosen and becomes of a waveform on its way into a file: part of every song's fingerprint."""
+        parts = [self.audio.rendition]
+        if self.loudness.mode != "off":
+            parts.append(self.loudness.model_dump_json())
+        if self.best_of.candidates > 1:
+            parts.append(self.best_of.model_dump_json())
+        if self.provenance.mode != "off":
+            parts.append(self.provenance.mode)
+        return " ".join(parts)
 
     @property
     def dtype(self) -> str:
@@ -149,13 +179,16 @@ class RunConfig(Section):
         )
 
     @classmethod
-    def load(cls, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-        """Read a YAML file (none: the defaults) and apply `a.b=c` overrides, values as in YAML.
+    def load(cls, path: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+        """Read a YAML file (or its content; none: the defaults) and apply `a.b=c` overrides, values as in YAML.
 
         Raises:
             ConfigError: with every problem.
         """
-        values = _read_yaml(Path(path)) if path else {}
+        if isinstance(path, Mapping):
+            values, path = copy.deepcopy(dict(path)), "of the catalog"
+        else:
+            values = _read_yaml(Path(path)) if path else {}
         for override in overrides:
             _apply(values, override)
         where = f"the config {path}" if path else "the config"

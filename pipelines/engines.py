@@ -7,11 +7,14 @@ An engine is a class with `load(checkpoint, **options) -> engine`; the engine ha
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acestep.result import ModelInfo
 from pipelines.config import DEFAULT_ENGINE, RunConfig
 from pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from acestep.checkpoint import Checkpoint
 
 
 def engine_class(path: str) -> Any:
@@ -42,7 +45,26 @@ def describe_model(config: RunConfig) -> ModelInfo:
         describe = getattr(engine_class(config.engine), "describe", None)
         if describe:
             return describe(model.checkpoint, dtype=config.dtype, **options)
+    checkpoint = _checkpoint(config)
+    return ModelInfo(checkpoint.name, checkpoint.fingerprint(config.dtype), config.dtype, checkpoint.random_weights)
+
+
+def tokenizers_of(config: RunConfig) -> tuple[str | None, str | None]:
+    """Paths of the prompt tokenizer and of the lyric vocabulary; None where the engine does not say which it has.
+
+    Raises:
+        CheckpointError: when they cannot be found, reached or read.
+    """
+    if config.engine != DEFAULT_ENGINE:
+        return None, None
+    checkpoint = _checkpoint(config)
+    return str(checkpoint.folder("text_encoder") / "tokenizer.json"), str(checkpoint.lyric_vocab)
+
+
+def _checkpoint(config: RunConfig) -> Checkpoint:
     from acestep.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint.open(model.checkpoint, **options)
-    return ModelInfo(checkpoint.name, checkpoint.fingerprint(config.dtype), config.dtype, checkpoint.random_weights)
+    model = config.model
+    return Checkpoint.open(
+        model.checkpoint, storage_options=model.storage_options or None, lyric_vocab=model.lyric_vocab
+    )

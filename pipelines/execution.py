@@ -16,14 +16,17 @@ import socket
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from acestep.result import ModelInfo
 from pipelines.config import RunConfig
 from pipelines.cutting import Cutting, cut_bucket
-from pipelines.encoding import encode_songs
+from pipelines.draining import DrainSwitch
+from pipelines.encoding import encode_songs, encoder_of
 from pipelines.errors import ConfigError
 from pipelines.generating import GenerateStage
+from pipelines.speed import SpeedKey
 from pipelines.storage import Storage
 
 if TYPE_CHECKING:
@@ -31,8 +34,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CUTTERS = 2
-"""Buckets read at the same time: one bucket of batches keeps many engines busy for long."""
+CUTTERS = 1
+"""Buckets read at the same time: one cuts about a thousand batches a second, and batches with the same adapter stay
+together."""
+CALLS = 2
+"""Batches that an engine's process works on: one in the engine, one on its way out."""
 CUTTER_CPUS = 0.5
 ATTEMPTS = 3
 """How often a batch or song is tried when the process that works on it dies."""
@@ -65,14 +71,15 @@ def connect(config: RunConfig) -> bool:
             raise ConfigError(f"ray.address: {address!r} cannot be reached: {error}") from error
         return True
     resources = config.resources
-    needed = math.ceil((resources.num_actors or 1) * resources.num_cpus + resources.encode_cpus + CUTTERS * CUTTER_CPUS)
+    engines = max(resources.num_actors or 1, resources.max_actors or 1)
+    needed = math.ceil(engines * resources.num_cpus + resources.encode_cpus + CUTTERS * CUTTER_CPUS)
     num_cpus = max(LOCAL_CPUS, os.cpu_count() or 1, needed)
     ray.init("local", num_cpus=num_cpus, include_dashboard=False, **options)
     return True
 
 
-def count_actors(config: RunConfig, *, local: bool) -> int:
-    """How many engines to start: what the config says, or as many as the GPUs there are allow.
+def count_actors(config: RunConfig, *, local: bool) -> tuple[int, int]:
+    """How many engines to start, and up to how many: what the config says, or as many as the GPUs there are allow.
 
     Raises:
         ConfigError: when this machine, started for the job, can hold none.
@@ -88,59 +95,82 @@ def count_actors(config: RunConfig, *, local: bool) -> int:
         if local:
             raise ConfigError(f"resources.num_gpus: {what} on this machine; without GPUs set it to 0")
         logger.warning("%s; waiting for the cluster to grow", what)
-    return wanted
+    return wanted, max(wanted, resources.max_actors or wanted)
 
 
-def songs_stream(
-    storage: Storage, config: RunConfig, model: ModelInfo, cutting: Cutting, buckets: Sequence[int], num_actors: int
-) -> Generator[list[dict[str, Any]], None, None]:
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """All that the stages of one execution depend on.
+
+    Attributes:
+        fewest, most: engines; the pool grows and shrinks between them with the backlog.
+        isolated: a batch is tried for itself only: behind or beside another in a process, it would die with it.
+    """
+
+    config: RunConfig
+    storage: Storage
+    model: ModelInfo
+    run: str
+    cutting: Cutting
+    fewest: int
+    most: int
+    switch: DrainSwitch
+    isolated: bool = False
+
+
+def songs_stream(stages: Stages, buckets: Sequence[int]) -> Generator[list[dict[str, Any]], None, None]:
     """Make what is missing of `buckets`; rows of `encoding.ENCODED` as they come, a few at a time."""
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Ray counts buckets here, not the batches that they become.
     warnings.filterwarnings("ignore", message="The (minimum|maximum) number of concurrent")
-    with DataContext.current(_context(DataContext.get_current().copy(), config)):
-        dataset = songs_dataset(storage, config, model, cutting, buckets, num_actors)
+    with DataContext.current(_context(DataContext.get_current().copy(), stages.config)):
+        dataset = songs_dataset(stages, buckets)
     blocks: Any = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     with closing(blocks):  # Whoever stops early wants the stages to stop, too.
         for block in blocks:
             yield block.to_pylist()
 
 
-def songs_dataset(
-    storage: Storage, config: RunConfig, model: ModelInfo, cutting: Cutting, buckets: Sequence[int], num_actors: int
-) -> Dataset:
+def songs_dataset(stages: Stages, buckets: Sequence[int]) -> Dataset:
     """The stages, not yet running."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    resources = config.resources
+    config, calls = stages.config, 1 if stages.isolated else CALLS
     source: Dataset = ray.data.from_items([{"bucket": bucket} for bucket in buckets], override_num_blocks=len(buckets))
     batches = _map(
         source,
         cut_bucket,
-        retries="max_retries",
-        fn_kwargs={"storage": storage, "cutting": cutting},
-        compute=TaskPoolStrategy(size=min(CUTTERS, len(buckets))),
+        retries={"max_retries": ATTEMPTS - 1},
+        fn_kwargs={"storage": stages.storage, "cutting": stages.cutting, "is_draining": stages.switch},
+        compute=TaskPoolStrategy(size=CUTTERS),
         num_cpus=CUTTER_CPUS,
     ).repartition(target_num_rows_per_block=1, strict=True)
-    # A batch of one is tried for itself only: behind another in a queue, it would die with it.
-    in_flight = 1 if cutting.alone else None
+    recycled = config.resources.recycle_after_batches is not None
     songs = _map(
         batches,
         GenerateStage,
-        retries="max_task_retries",
-        fn_constructor_kwargs=_engine_arguments(config, model, num_actors),
-        compute=ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=in_flight),
+        # A process that is replaced on purpose takes a try from what waits for it.
+        retries={"max_task_retries": ATTEMPTS - 1 + recycled},
+        fn_constructor_kwargs=_stage_arguments(stages),
+        compute=ActorPoolStrategy(
+            min_size=stages.fewest,
+            max_size=stages.most,
+            initial_size=stages.fewest,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=calls > 1,
+            max_tasks_in_flight_per_actor=1 if stages.isolated else None,
+        ),
         **_engine_resources(config),
     )
     return _map(
         songs,
         encode_songs,
-        retries="max_retries",
-        fn_kwargs={"storage": storage, "audio": config.audio, "loudness": config.loudness, "run": cutting.run},
-        num_cpus=resources.encode_cpus,
+        retries={"max_retries": ATTEMPTS - 1},
+        fn_kwargs={"encoder": encoder_of(config, stages.storage, stages.run)},
+        num_cpus=config.resources.encode_cpus,
     )
 
 
@@ -151,7 +181,7 @@ def _require_listener(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _map(dataset: Dataset, function: Any, *, retries: str, **options: Any) -> Dataset:
+def _map(dataset: Dataset, function: Any, *, retries: dict[str, int], **options: Any) -> Dataset:
     """`map_batches` row by row, each tried a bounded number of times.
 
     Without a bound, a song that kills the process that works on it would do so for ever. The argument for that has no
@@ -159,19 +189,27 @@ def _map(dataset: Dataset, function: Any, *, retries: str, **options: Any) -> Da
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        options |= {"batch_size": 1, "batch_format": "pyarrow", retries: ATTEMPTS - 1}
+        options |= {"batch_size": 1, "batch_format": "pyarrow"} | retries
         return dataset.map_batches(function, **options)
 
 
-def _engine_arguments(config: RunConfig, model: ModelInfo, num_actors: int) -> dict[str, Any]:
-    settings = config.model
+def _stage_arguments(stages: Stages) -> dict[str, Any]:
+    config, settings = stages.config, stages.config.model
     threads = None
     if config.device == "cpu":
-        threads = config.resources.cpu_threads or max(1, (os.cpu_count() or 1) // num_actors)
+        threads = config.resources.cpu_threads or max(1, (os.cpu_count() or 1) // stages.most)
     return {
+        "run": stages.run,
+        "storage": stages.storage,
+        "quality": config.quality,
+        "best_of": config.best_of,
+        "stopping": config.stopping,
+        "speed_key": SpeedKey.of(config, stages.model, ""),
+        "is_draining": stages.switch,
+        "recycle_after": config.resources.recycle_after_batches,
         "engine": config.engine,
         "checkpoint": settings.checkpoint,
-        "fingerprint": model.fingerprint,
+        "fingerprint": stages.model.fingerprint,
         "threads": threads,
         "warm_up": settings.warm_up,
         "device": config.device,

@@ -11,9 +11,11 @@ quarantine/<hh>/<id>-<fingerprint>.<ext>  sound that failed the quality gate
 retried/bucket=000000/*.parquet           failures that are to be tried again
 finished/bucket=000000.json               a bucket of which nothing is left to do, and for which plan
 runs/<run>.json                           what each run did
+runs/<run>/<batch>.json                   why a process ended itself, and on which batch
 speeds.json                               how fast this catalog's songs were made
 lease.json                                the run that is at work
-progress.json
+progress.json                             where it stands
+report.html
 """
 
 from __future__ import annotations
@@ -77,6 +79,11 @@ def finished_key(bucket: int) -> str:
 def run_key(run: str) -> str:
     """What one run did."""
     return f"{RUNS}/{run}.json"
+
+
+def last_words_key(run: str, batch: str) -> str:
+    """Why a process of a run ended itself, while it made that batch."""
+    return f"{RUNS}/{run}/{batch}.json"
 
 
 def latents_key(id: str, fingerprint: str) -> str:

@@ -7,8 +7,9 @@ import logging
 import sys
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -21,20 +22,38 @@ from pipelines.storage import Storage
 logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0
-FILE_SECONDS = 30.0
+FILE_SECONDS = 15.0
 TICK_SECONDS = 0.5
+NOW_SECONDS = 60.0
+"""The span over which the speed of the moment is told."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a run is to make and what it has made so far."""
+    """What a run is to make and what it has made so far.
+
+    Attributes:
+        seconds_to_make, audio_seconds: of audio, asked for and made.
+        price_per_hour: of all engines together; None: not known.
+    """
 
     songs_to_make: int
     seconds_to_make: float
-    """Of audio."""
+    songs_planned: int = 0
+    songs_already: int = 0
+    engines: int = 0
+    price_per_hour: float | None = None
     made: int = 0
-    failed: int = 0
     audio_seconds: float = 0.0
+    failures: Counter[str] = field(default_factory=Counter)
+    rerolls: int = 0
+    quarantined: int = 0
+    switches: int = 0
+
+    @property
+    def failed(self) -> int:
+        """Songs that could not be made."""
+        return self.failures.total()
 
     @property
     def over(self) -> int:
@@ -50,13 +69,15 @@ class Progress:
     """
 
     def __init__(self, counts: Counts, storage: Storage, run: str, on_tick: Callable[[], None]):
-        self._counts = counts
+        self.counts = counts
         self._storage = storage
         self._run = run
         self._on_tick = on_tick
         self._started = time.monotonic()
         self._started_at = _now()
         self._seconds_over = 0.0
+        self._recent: deque[tuple[float, float]] = deque([(self._started, 0.0)])
+        """Moments, and seconds of audio made until then."""
         self._end = threading.Event()
         self._bar: Any = None
         if sys.stderr.isatty():
@@ -64,14 +85,16 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._thread.start()
 
-    def add(self, *, made: bool, seconds: float) -> None:
-        """Count a song as made or failed; `seconds` is what was asked for."""
+    def made(self, seconds: float) -> None:
+        """Count a song as made; `seconds` is what was asked for."""
         self._seconds_over += seconds
-        if made:
-            self._counts.made += 1
-            self._counts.audio_seconds += seconds
-        else:
-            self._counts.failed += 1
+        self.counts.made += 1
+        self.counts.audio_seconds += seconds
+
+    def failed(self, error_class: str, seconds: float) -> None:
+        """Count a song as failed."""
+        self._seconds_over += seconds
+        self.counts.failures[error_class] += 1
 
     def close(self, state: str) -> None:
         """Stop showing; leave `state` in progress.json."""
@@ -83,14 +106,14 @@ class Progress:
 
     def line(self) -> str:
         """Where the run stands, in a few words."""
-        counts = self._counts
+        counts = self.counts
         failed = f", {counts.failed:,} failed" if counts.failed else ""
         left = self._seconds_left()
-        if not counts.made and not counts.failed:
+        if not counts.over:
             return f"{counts.songs_to_make:,} songs to make; loading the model, then the first batch"
         return (
-            f"{counts.made:,} of {counts.songs_to_make:,} songs{failed}, {self._speed():.1f} s of audio a second, "
-            f"{'time left unknown' if left is None else duration_text(left) + ' left'}"
+            f"{counts.made:,} of {counts.songs_to_make:,} songs{failed}, {self._speed():.1f} s of audio a second "
+            f"({self._speed_now():.1f} now), {'time left unknown' if left is None else duration_text(left) + ' left'}"
         )
 
     def _watch(self) -> None:
@@ -98,9 +121,12 @@ class Progress:
         while not self._end.wait(TICK_SECONDS):
             self._on_tick()
             now = time.monotonic()
+            self._recent.append((now, self.counts.audio_seconds))
+            while len(self._recent) > 2 and now - self._recent[1][0] > NOW_SECONDS:
+                self._recent.popleft()
             if self._bar is not None:
-                self._bar.n = self._counts.over
-                self._bar.set_postfix_str(f"{self._speed():.1f} s of audio/s, {self._counts.failed} failed")
+                self._bar.n = self.counts.over
+                self._bar.set_postfix_str(f"{self._speed():.1f} s of audio/s, {self.counts.failed} failed")
             elif now - last_line >= LOG_SECONDS:
                 logger.info(self.line())
                 last_line = now
@@ -109,25 +135,40 @@ class Progress:
                 last_file = now
 
     def _speed(self) -> float:
-        return self._counts.audio_seconds / max(time.monotonic() - self._started, 1e-9)
+        return self.counts.audio_seconds / max(time.monotonic() - self._started, 1e-9)
+
+    def _speed_now(self) -> float:
+        (begin, before), (end, after) = self._recent[0], self._recent[-1]
+        return (after - before) / (end - begin) if end > begin else 0.0
 
     def _seconds_left(self) -> float | None:
         if not self._seconds_over:
             return None
         elapsed = time.monotonic() - self._started
-        return max(0.0, (self._counts.seconds_to_make / self._seconds_over - 1) * elapsed)
+        return max(0.0, (self.counts.seconds_to_make / self._seconds_over - 1) * elapsed)
 
     def _write(self, state: str) -> None:
-        counts, left = self._counts, self._seconds_left()
+        counts, left = self.counts, self._seconds_left()
+        price = counts.price_per_hour
         facts = {
             "state": state,
             "run": self._run,
+            "songs_planned": counts.songs_planned,
+            "songs_already": counts.songs_already,
             "songs_to_make": counts.songs_to_make,
             "songs_made": counts.made,
             "songs_failed": counts.failed,
+            "failures": dict(counts.failures),
+            "rerolls": counts.rerolls,
+            "quarantined": counts.quarantined,
+            "lora_switches": counts.switches,
             "audio_seconds": round(counts.audio_seconds, 3),
-            "audio_seconds_per_second": round(self._speed(), 3),
+            "audio_seconds_left": round(max(0.0, counts.seconds_to_make - self._seconds_over), 3),
+            "real_time_factor": round(self._speed(), 3),
+            "real_time_factor_now": round(self._speed_now(), 3),
+            "engines": counts.engines,
             "seconds_left": None if left is None else round(left),
+            "cost_left": None if left is None or price is None else round(left / 3600 * price, 2),
             "started_at": self._started_at,
             "updated_at": _now(),
         }

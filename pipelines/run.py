@@ -1,40 +1,35 @@
-"""`run_job`: a manifest in, a catalog of songs out; run again, it goes on where it was."""
+"""`run_job`: a manifest in, a catalog out; run again, it goes on where it was. `retry_job`: failures once more."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import os
-import secrets
 import time
-from datetime import datetime, timezone
+from collections.abc import Sequence
 
-from acestep.result import ModelInfo
-from pipelines.census import take_census
+from pipelines import layout
+from pipelines.catalog import Catalog
 from pipelines.config import RunConfig
 from pipelines.driver import Driver
-from pipelines.engines import describe_model
-from pipelines.errors import OutputError, UnusableInputError
-from pipelines.kept import KeptLatents
-from pipelines.manifest import Manifest
-from pipelines.plan import PlanRecord, make_plan, read_rejects
+from pipelines.estimate import estimate_of
+from pipelines.preparation import Prepared, prepare, reopen
 from pipelines.progress import duration_text
-from pipelines.resolution import Resolution
-from pipelines.storage import Storage
+from pipelines.pruning import prune
+from pipelines.rejects import preflight_table
 from pipelines.summary import EXAMPLES, Summary
 
 logger = logging.getLogger(__name__)
 
-SHOWN_REJECTS = 20
-"""Refused rows that are logged; all of them are in `plan/rejects.parquet`."""
 
-
-def run_job(config: RunConfig, manifest: str, output: str) -> Summary:
+def run_job(
+    config: RunConfig, manifest: str, output: str, *, dry_run: bool = False, prune_rest: bool = False
+) -> Summary:
     """Make every song of a manifest that is not in the output yet.
 
     Args:
         manifest: a file, folder or glob of Parquet, JSONL or CSV; a path or an fsspec URL.
         output: a folder; a path or an fsspec URL.
+        dry_run: stop after the plan and its estimate.
+        prune_rest: in the end, remove songs that are not in the plan.
 
     Returns:
         What was done; a song that failed is told there and in `failed/`, and ends nothing.
@@ -42,78 +37,73 @@ def run_job(config: RunConfig, manifest: str, output: str) -> Summary:
     Raises:
         UnusableInputError: for a config, manifest or output that cannot be used; nothing has been written then.
         CheckpointError: for weights that cannot be used.
+        BudgetError: for a job that is estimated to cost more than it may; the plan is written, nothing is made.
     """
     started = time.perf_counter()
-    config = _with_absolute_paths(config)
-    storage = _open_output(config, output)
-    source = Manifest(manifest, config.storage.storage_options)
-    model = describe_model(config)
-    if model.random_weights:
-        logger.warning("checkpoint %r has random weights: what it makes is noise, not music", model.name)
-    storage.probe()
-    plan = _plan(config, source, storage, model)
-    summary = Summary(storage.url, _run_name(), plan.planned, rejected=plan.rejected)
-    summary.random_weights = model.random_weights
-    _tell_rejects(storage, plan, summary)
-    states = take_census(storage, plan.plan, range(plan.num_buckets))
-    missing = [state for state in states if state.missing]
-    summary.already = plan.planned - sum(state.missing for state in missing)
+    with prepare(config, manifest, output) as prepared:
+        return _make(prepared, started, dry_run=dry_run, prune_rest=prune_rest)
+
+
+def retry_job(
+    config: RunConfig, output: str, *, error_class: str | None = None, ids: Sequence[str] | None = None
+) -> Summary:
+    """Try songs of a catalog again that failed: all, of one class, or by id.
+
+    Raises:
+        OutputError: where there is no catalog, or the config is for another model.
+    """
+    started = time.perf_counter()
+    with reopen(config, output) as prepared:
+        catalog = Catalog(prepared.storage)
+        for bucket, keys in catalog.select_failures(error_class=error_class, ids=ids).items():
+            logger.info("%d failures of bucket %d are tried again", len(keys), bucket)
+            catalog.retry(bucket, keys, prepared.run)
+        prepared.count_again()
+        return _make(prepared, started)
+
+
+def _make(prepared: Prepared, started: float, *, dry_run: bool = False, prune_rest: bool = False) -> Summary:
+    plan, storage = prepared.plan, prepared.storage
+    summary = Summary(storage.url, prepared.run, plan.planned, rejected=plan.rejected)
+    summary.random_weights = prepared.model.random_weights
+    summary.failed_before = prepared.failed
+    summary.already = plan.planned - prepared.to_make - prepared.failed
+    _tell_preflight(prepared, summary)
     summary.times.plan = time.perf_counter() - started
     logger.info(
         "%d songs planned, %d there already, %d to make: %s of audio",
-        *(plan.planned, summary.already, plan.planned - summary.already),
-        duration_text(sum(state.missing_seconds for state in missing)),
+        *(plan.planned, summary.already, prepared.to_make),
+        duration_text(sum(state.missing_seconds for state in prepared.states)),
     )
-    if missing:
-        Driver(config, storage, model, plan.plan, summary).make(missing)
+    if prepared.changed:
+        logger.warning("%d of these are there already, made by another model or with other settings", prepared.changed)
+    if prepared.failed:
+        logger.warning("%d songs failed before and are not tried again; `acestep retry` does", prepared.failed)
+    if prepared.to_make:
+        estimate = estimate_of(prepared)
+        logger.info("estimate:\n%s", estimate.text())
+        estimate.refuse_over(prepared.config.budget)
+        if not dry_run:
+            Driver(prepared, summary).make()
+    if prune_rest and not dry_run and summary.stopped is None:
+        logger.info("%s", prune(storage, plan, check=prepared.lease.check).text())
     summary.times.total = time.perf_counter() - started
     return summary
 
 
-def _open_output(config: RunConfig, output: str) -> Storage:
-    try:
-        storage = Storage(output, config.storage.storage_options, attempts=config.storage.attempts)
-    except UnusableInputError as error:
-        raise OutputError(f"output {error}") from error
-    if output.startswith("memory:"):
-        raise OutputError(
-            f"output {output}: a process's own memory cannot be written by others; use a folder or a store"
-        )
-    return storage
-
-
-def _plan(config: RunConfig, source: Manifest, storage: Storage, model: ModelInfo) -> PlanRecord:
-    resolution = Resolution(config.defaults, config.seed, model.fingerprint, config.rendition, KeptLatents(storage))
-    about = {"model": dataclasses.asdict(model), "config": config.shown()}
-    return make_plan(source, storage, resolution, bucket_rows=config.plan.bucket_rows, about=about)
-
-
-def _tell_rejects(storage: Storage, plan: PlanRecord, summary: Summary) -> None:
-    if not plan.rejected:
+def _tell_preflight(prepared: Prepared, summary: Summary) -> None:
+    """What was found in the manifest's rows, as a table; refused rows are failures of the run."""
+    plan = prepared.plan
+    if not plan.rules:
         return
-    rejects = read_rejects(storage).slice(0, SHOWN_REJECTS).to_pylist()
-    logger.warning("%d of %d rows of the manifest cannot be used:", plan.rejected, plan.rows)
-    for row in rejects:
-        id = "" if row["id"] is None else f" (id {row['id']!r})"
-        logger.warning("  %s row %d%s: %s", row["file"], row["row"], id, row["message"])
-    if plan.rejected > len(rejects):
-        logger.warning("  ... and %d more, in %s/plan/rejects.parquet", plan.rejected - len(rejects), storage.url)
-    for row in rejects[:EXAMPLES]:
-        summary.failed.add("input", f"{row['file']} row {row['row']}", row["message"])
-    summary.failed.counts["input"] = plan.rejected
-
-
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The workers' current folder is not ours."""
-    model = config.model
-    paths = {
-        name: os.path.abspath(os.path.expanduser(value))
-        for name, value in (("checkpoint", model.checkpoint), ("lyric_vocab", model.lyric_vocab))
-        if value and value != "tiny" and os.path.exists(os.path.expanduser(value))
-    }
-    return config.model_copy(update={"model": model.model_copy(update=paths)})
-
-
-def _run_name() -> str:
-    """Sorts by time; no two are equal."""
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    logger.warning(
+        "preflight: %d of %d rows of the manifest cannot be used, %d have warnings\n%s",
+        *(plan.rejected, plan.rows, plan.warned, preflight_table(plan.rules, plan.examples)),
+    )
+    if plan.rejected:
+        logger.warning("all refused rows, with every reason: %s/%s", summary.output, layout.REJECTS)
+        errors = [each for each in plan.examples if each["severity"] == "error"]
+        for each in errors[:EXAMPLES]:
+            where = f"{each['file']} row {each['row']}"
+            summary.failed.add("input", where, f"{each['field']} {each['value']}: {each['allowed']}")
+        summary.failed.counts["input"] = plan.rejected

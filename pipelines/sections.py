@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from acestep.problems import Problem, ProblemsError
 from acestep.quality import QualityLimits
 
 
@@ -126,12 +127,18 @@ class PreflightSection(Section):
     source: Severity = Field(default="error", description="A source that is not there or cannot be read.")
     max_characters_per_second: float = Field(
         default=30.0,
-        description="lyrics_density: letters sung in a second, at most; Han and Kana count for three.",
+        description="lyrics_density: letters sung in a second, at most; Han, Kana, Hangul: three.",
         gt=0,
     )
     max_unknown_share: float = Field(
-        default=0.05, description="unknown_tokens: share of the lyrics' tokens, at most.", ge=0, le=1
+        default=0.05, description="unknown_tokens: share of the lyrics' characters, at most.", ge=0, le=1
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _off_is_no_boolean(cls, value: Any) -> Any:
+        """YAML reads a plain `off` as false."""
+        return "off" if value is False else value
 
 
 class QualitySection(Section):
@@ -162,6 +169,17 @@ class BudgetSection(Section):
     price_per_gpu_hour: float | None = Field(default=None, description="In any currency; null: cost is not told.", ge=0)
     max_cost: float | None = Field(default=None, description="Refuse a job estimated to cost more.", ge=0)
     max_hours: float | None = Field(default=None, description="Refuse a job estimated to run longer.", gt=0)
+    device: str | None = Field(
+        default=None,
+        description="GPU that the estimate is for, such as NVIDIA H100; null: this machine's, or the last one used.",
+    )
+
+    @model_validator(mode="after")
+    def _cost_has_a_price(self) -> BudgetSection:
+        if self.max_cost is not None and self.price_per_gpu_hour is None:
+            allowed = "it needs budget.price_per_gpu_hour, which is null"
+            raise ProblemsError([Problem("budget.max_cost", self.max_cost, allowed)])
+        return self
 
 
 class StoppingSection(Section):

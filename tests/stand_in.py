@@ -3,7 +3,8 @@
 What it makes depends on the whole batch, so that equal audio proves equal engine calls. Words in a prompt command it:
 `raise` fails the whole call, `refuse` only its song (`refuse-until:<path>`: while there is no such file), `nan` makes a
 song that cannot be encoded, `slow:<seconds>` takes its time, `device` breaks the device, `die` ends the process and
-`die-once:<path>` too, unless the file is there (it makes it first).
+`die-once:<path>` too, unless the file is there (it makes it first); `hang` never comes to the end of a step, and
+`crawl:<seconds>` takes so long for each of ten; `silent` and `silent-at:<seed>` make a song without a sound.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,16 +48,22 @@ class Engine:
     def warm_up(self) -> float:
         return 0.0
 
-    def generate(self, requests: list[GenerationRequest]) -> list[GenerationResult | GenerationFailure]:
+    @property
+    def device_name(self) -> str:
+        return "stand-in"
+
+    def generate(
+        self, requests: list[GenerationRequest], callback: Callable[[int, int], None] | None = None
+    ) -> list[GenerationResult | GenerationFailure]:
         if self.calls:
             with open(self.calls, "a", encoding="utf-8") as file:
                 file.write(" ".join(str(request.id) for request in requests) + "\n")
         for request in requests:
-            self._obey(request.prompt)
+            self._obey(request.prompt, callback or (lambda done, total: None))
         company = hashlib.sha256(" ".join(str(request.id) for request in requests).encode()).digest()[0]
         return [self._song(request, company, len(requests)) for request in requests]
 
-    def _obey(self, prompt: str) -> None:
+    def _obey(self, prompt: str, callback: Callable[[int, int], None]) -> None:
         words = prompt.split()
         if "raise" in words:
             raise RuntimeError("told to raise")
@@ -64,6 +72,12 @@ class Engine:
         for word in words:
             if word.startswith("slow:"):
                 time.sleep(float(word.removeprefix("slow:")))
+            if word == "hang":
+                time.sleep(3600)
+            if word.startswith("crawl:"):
+                for step in range(1, 11):
+                    time.sleep(float(word.removeprefix("crawl:")))
+                    callback(step, 10)
             if word == "die":
                 os._exit(1)
             if word.startswith("die-once:") and not os.path.exists(path := word.removeprefix("die-once:")):
@@ -81,6 +95,8 @@ class Engine:
         waveform = np.tile(0.5 * np.sin(2 * np.pi * pitch * phase, dtype=np.float32), (2, 1))
         if "nan" in words:
             waveform[0, 5] = np.nan
+        if "silent" in words or f"silent-at:{request.seed}" in words:
+            waveform[:] = 0
         return GenerationResult(
             request=request,
             waveform=waveform,  # type: ignore[arg-type]

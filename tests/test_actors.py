@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import soundfile
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import CheckpointError
@@ -17,18 +20,34 @@ from acestep.request import GenerationRequest
 from acestep.result import GenerationFailure, GenerationResult
 from pipelines import schema
 from pipelines.actors import EngineActor
-from pipelines.cutting import Cutting, batches_of, cut_bucket
-from pipelines.encoding import encode_songs
+from pipelines.catalog import failed_table
+from pipelines.cutting import Cutting, batches_of, cut_bucket, lost_songs
+from pipelines.encoding import Encoder, encode_songs
 from pipelines.errors import ConfigError, Stop
 from pipelines.generating import GenerateStage
-from pipelines.layout import plan_key
+from pipelines.judging import plan_rows
+from pipelines.layout import last_words_key, plan_key
 from pipelines.manifest import ManifestBatch
-from pipelines.resolution import Resolution, plan_rows
+from pipelines.resolution import Resolution
 from pipelines.schema import pack, unpack
+from pipelines.sections import BestOfSection, ProvenanceSection, QualitySection, StoppingSection
+from pipelines.speed import SpeedKey
 from pipelines.storage import Storage
 from tests.conftest import ROOT
 
 ARGUMENTS: dict[str, Any] = {"engine": "tests.stand_in:Engine", "checkpoint": "stand-in", "dtype": "float32"}
+SPEED_KEY = SpeedKey("stand-in", "f", "", "float32")
+
+
+def stage_of(folder: Path, **changes: Any) -> GenerateStage:
+    """A stage whose process has its last words in `folder`."""
+    settings: dict[str, Any] = {"quality": QualitySection(), "best_of": BestOfSection(), "stopping": StoppingSection()}
+    settings |= {"run": "run", "storage": Storage(str(folder)), "speed_key": SPEED_KEY}
+    return GenerateStage(**settings | ARGUMENTS | changes)
+
+
+def encoder(folder: Path) -> Encoder:
+    return Encoder(Storage(str(folder)), "run", AudioFormat(format="flac"), Loudness(), ProvenanceSection())
 
 
 def plan_of(prompts: list[str], duration: float = 2.0) -> pa.Table:
@@ -36,9 +55,9 @@ def plan_of(prompts: list[str], duration: float = 2.0) -> pa.Table:
     ids = [chr(97 + number) for number in range(len(prompts))]
     table = pa.table({"id": ids, "prompt": prompts, "label": list(range(len(prompts)))})
     batch = ManifestBatch("m", list(range(len(ids))), table)
-    planned, rejects = plan_rows(batch, Resolution({"duration": duration}, 0, "model", "flac-16"))
-    assert not rejects.num_rows
-    return planned
+    judged = plan_rows(batch, Resolution({"duration": duration}, 0, "model", "flac-16"))
+    assert not judged.rejects.num_rows
+    return judged.planned
 
 
 def batch_of(plan: pa.Table) -> pa.Table:
@@ -68,6 +87,22 @@ def test_an_engine_that_cannot_be_imported_is_said(engine: str) -> None:
         EngineActor(**ARGUMENTS | {"engine": engine})
 
 
+def test_nothing_new_begins_while_the_job_drains(tmp_path: Path) -> None:
+    assert list(stage_of(tmp_path, is_draining=lambda: True)(batch_of(plan_of(["rock"])))) == []
+    storage = Storage(str(tmp_path))
+    storage.write_table(plan_key(0, "p"), plan_of(["rock"]))
+    assert list(cut_bucket(pa.table({"bucket": [0]}), storage, Cutting("p", 100, 3), lambda: True)) == []
+
+
+def test_a_batch_on_which_a_process_hung_is_left_and_its_song_alone_fails(tmp_path: Path) -> None:
+    words = json.dumps({"error_class": "timeout", "message": "it hangs", "process": "another"})
+    Storage(str(tmp_path)).put(last_words_key("run", "x"), words.encode())
+    assert list(stage_of(tmp_path)(batch_of(plan_of(["rock", "pop"])))) == []
+    (row,) = [row for table in stage_of(tmp_path)(batch_of(plan_of(["rock"]))) for row in table.to_pylist()]
+    outcome = json.loads(row["outcome"])
+    assert (row["size"], outcome["error_class"], outcome["message"]) == (1, "timeout", "it hangs")
+
+
 def test_a_broken_device_ends_the_process_hard() -> None:
     code = (
         "from pipelines.actors import EngineActor; from acestep.request import GenerationRequest\n"
@@ -82,7 +117,7 @@ def test_a_broken_device_ends_the_process_hard() -> None:
 def test_batches_hold_what_is_left_of_the_whole_cut(tmp_path: Path) -> None:
     storage, plan = Storage(str(tmp_path)), plan_of(["p"] * 7)
     storage.write_table(plan_key(0, "p"), plan)
-    cutting = Cutting("p", "run", frame_budget=10_000, max_batch_size=3)
+    cutting = Cutting("p", frame_budget=10_000, max_batch_size=3)
 
     def ids(cutting: Cutting) -> list[list[str]]:
         return [batch.column("id").to_pylist() for batch in batches_of(0, storage, cutting)]
@@ -91,14 +126,26 @@ def test_batches_hold_what_is_left_of_the_whole_cut(tmp_path: Path) -> None:
     done = plan.filter(pa.compute.is_in(plan.column("id"), pa.array(["a", "d", "e", "f"])))
     storage.write_table("songs/bucket=000000/x.parquet", done.select(["id", "fingerprint"]))
     assert ids(cutting) == [["b", "c"], ["g"]]
-    failed = plan.slice(1, 1).select(["id", "fingerprint"]).append_column("run", pa.array(["run"]))
+    failed = failed_table(plan.slice(1, 1), "internal", "no", attempts=1, batch="", run="run")
     storage.write_table("failed/bucket=000000/x.parquet", failed)
-    assert ids(cutting) == [["b", "c"], ["g"]]
-    assert ids(Cutting("p", "run", 10_000, 3, alone=True)) == [["c"], ["g"]]
+    assert ids(cutting) == [["c"], ["g"]], "what failed waits until somebody asks for it"
+    assert lost_songs(0, storage, "p").column("id").to_pylist() == ["c", "g"]
+    assert ids(Cutting("p", 10_000, 3, alone=True)) == [["c"], ["g"]]
+    assert ids(Cutting("p", 10_000, 3, candidates=2)) == [["c"], ["g"]]
+
+
+def test_batches_with_the_same_adapter_follow_each_other(tmp_path: Path) -> None:
+    storage, plan = Storage(str(tmp_path)), plan_of(["p"] * 12)
+    loras = pa.array([["x", None, "y"][number % 3] for number in range(12)], pa.string())
+    storage.write_table(plan_key(0, "p"), plan.set_column(plan.schema.get_field_index("lora"), "lora", loras))
+    batches = list(batches_of(0, storage, Cutting("p", 10_000, 2)))
+    assert [batch.column("lora").to_pylist() for batch in batches] == [[None] * 2] * 2 + [["x"] * 2] * 2 + [
+        ["y"] * 2
+    ] * 2
 
 
 def test_a_bucket_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
-    cutting = Cutting("p", "run", 100, 3)
+    cutting = Cutting("p", 100, 3)
     (row,) = [
         row for t in cut_bucket(pa.table({"bucket": [5]}), Storage(str(tmp_path)), cutting) for row in t.to_pylist()
     ]
@@ -107,9 +154,12 @@ def test_a_bucket_that_cannot_be_read_stops_the_job(tmp_path: Path) -> None:
 
 def test_songs_pass_through_the_stages_with_everything_that_belongs_to_them(tmp_path: Path) -> None:
     storage, plan = Storage(str(tmp_path)), plan_of(["rock", "refuse", "nan"])
-    generated = pa.concat_tables(list(GenerateStage(**ARGUMENTS)(batch_of(plan))))
+    generated = pa.concat_tables(list(stage_of(tmp_path)(batch_of(plan))))
     assert generated.column("size").to_pylist() == [3, 3, 3]
-    rows = encode_songs(generated, storage, AudioFormat(format="flac"), Loudness(), "run").to_pylist()
+    engine = json.loads(generated.column("engine")[0].as_py())
+    assert (engine["songs"], engine["calls"], engine["device"]) == (3, 3, "stand-in")
+    assert generated.column("engine").to_pylist()[1:] == [None, None], "a batch is told once"
+    rows = encode_songs(generated, encoder(tmp_path)).to_pylist()
     song = unpack(rows[0]["song"])
     assert song.schema.equals(schema.SONG.append(pa.field("label", pa.int64())))
     values = song.to_pylist()[0]
@@ -122,18 +172,24 @@ def test_songs_pass_through_the_stages_with_everything_that_belongs_to_them(tmp_
     assert storage.get(values["path"])[:4] == b"fLaC"
     failures = [unpack(row["failed"]).to_pylist()[0] for row in rows[1:]]
     assert [failure["error_class"] for failure in failures] == ["out_of_memory", "quality"]
-    assert "not finite" in failures[1]["message"]
+    assert failures[1]["message"] == "after 3 attempts: non_finite_samples: 1 is over 0"
+    assert storage.get(failures[1]["path"])[:4] == b"fLaC", "the evidence"
+    assert (values["attempt"], values["requested_seed"], values["ai_generated"]) == (1, values["seed"], True)
+    assert -8 < values["lufs"] < -2
+    comment = json.loads(soundfile.SoundFile(io.BytesIO(storage.get(values["path"]))).comment)
+    assert comment["fingerprint"] == values["fingerprint"]
+    assert comment["ai_generated"] is True
 
 
 def test_storage_that_keeps_failing_stops_the_job(tmp_path: Path) -> None:
     (tmp_path / "audio").write_text("in the way")
-    generated = pa.concat_tables(list(GenerateStage(**ARGUMENTS)(batch_of(plan_of(["rock"])))))
-    (row,) = encode_songs(generated, Storage(str(tmp_path)), AudioFormat(format="flac"), Loudness(), "run").to_pylist()
+    generated = pa.concat_tables(list(stage_of(tmp_path)(batch_of(plan_of(["rock"])))))
+    (row,) = encode_songs(generated, encoder(tmp_path)).to_pylist()
     assert Stop.of(row["stop"]).error_class == "storage"
 
 
-def test_an_engine_that_cannot_be_loaded_stops_the_job() -> None:
-    stage = GenerateStage(**ARGUMENTS | {"checkpoint": "broken-on-the-node"})
+def test_an_engine_that_cannot_be_loaded_stops_the_job(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, checkpoint="broken-on-the-node")
     (row,) = [row for table in stage(batch_of(plan_of(["rock"]))) for row in table.to_pylist()]
     stop = Stop.of(row["stop"])
     assert stop.error_class == "input"
