@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 OUT ?= out/demo
 
-.PHONY: demo test lint golden clean
+.PHONY: demo test lint golden torture torture-short clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m jobs.generate --manifest examples/demo.parquet --output $(OUT) --config configs/tiny.yaml \
@@ -26,6 +26,13 @@ lint: $(VENV)/.installed-dev
 
 golden: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.golden tests/golden_data
+
+# Processes, nodes, the driver and the store are killed at random; the catalog must not show it.
+torture: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.torture --kills 50
+
+torture-short: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.torture --kills 5 --seed 1
 
 clean:
 	rm -rf $(VENV) out

@@ -53,7 +53,7 @@ class FlakyProxy:
             return self._cut(request)
         return self._cut(request) if fate == "done but lost" else answer
 
-    async def _forward(self, request: web.Request, body: bytes) -> web.Response:
+    async def _forward(self, request: web.Request, body: bytes) -> web.StreamResponse:
         # Signatures cover the address as the client wrote it.
         url = URL(self._to + request.raw_path, encoded=True)
         session: ClientSession = request.app["session"]
@@ -62,8 +62,10 @@ class FlakyProxy:
         ) as reply:
             data = await reply.read()
             headers = {name: value for name, value in reply.headers.items() if name.lower() not in _ENDS_HERE}
-            if request.method == "HEAD":
-                return _Head(status=reply.status, headers=headers)
+            if request.method == "HEAD":  # The length is that of an object whose body is not sent.
+                head = web.StreamResponse(status=reply.status, headers=headers)
+                await head.prepare(request)
+                return head
             headers.pop("Content-Length", None)
             return web.Response(status=reply.status, headers=headers, body=data)
 
@@ -72,14 +74,6 @@ class FlakyProxy:
         if request.transport is not None:
             request.transport.abort()
         return web.Response(status=500)
-
-
-class _Head(web.Response):
-    """Keeps the length of the object that it has no body of."""
-
-    async def _start(self, request: web.BaseRequest) -> object:
-        self.content_length = int(self.headers.get("Content-Length", 0))
-        return await super()._start(request)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import logging
@@ -14,17 +15,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from acestep.errors import InvalidRequestError
 from acestep.request import GenerationRequest, derived_seed
 from pipelines import layout, plan, schema
 from pipelines.errors import ManifestError, OutputError
 from pipelines.judging import plan_rows
-from pipelines.manifest import Manifest, ManifestBatch, UnreadableRow
-from pipelines.plan import PlanRecord, make_plan, read_rejects
+from pipelines.manifest import Manifest, ManifestBatch, UnreadableRow, array_of
+from pipelines.plan import PlanRecord, make_plan, read_rejects, read_warnings
 from pipelines.resolution import Resolution
+from pipelines.sections import PreflightSection
 from pipelines.spill import Spill
 from pipelines.storage import Storage
 
@@ -306,6 +309,192 @@ def test_spilling_to_disk_changes_nothing() -> None:
         for bucket in range(3):
             wanted = pa.schema([("n", pa.int64())])
             assert small.table(bucket, wanted).equals(large.table(bucket, wanted))
+
+
+SETTINGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "guidance_scale": st.sampled_from([1.0, 15.0, 101.0]),
+        "omega_scale": st.sampled_from([0.0, -0.0]),
+        "oss_steps": st.sampled_from([[1, 2], []]),
+        "use_erg_tag": st.booleans(),
+        "sample_rate": st.sampled_from([44100.0, 8000.0]),
+        "task": st.sampled_from(["text2music", "retake"]),
+        "variance": st.just(0.1),
+    },
+)
+OWN = st.fixed_dictionaries(
+    {"id": st.text(min_size=1, max_size=9) | st.integers(), "prompt": st.text(min_size=1, max_size=20)},
+    optional={
+        "lyrics": st.none() | st.text(max_size=40),
+        "duration": st.none() | st.sampled_from([1.0, 240.0, 0.99, 240.01, -0.0, float("nan")]) | st.floats(1, 240),
+        "seed": st.none() | st.sampled_from([-1, 0, 2**64 - 1, 2**64]) | st.integers(0, 2**64 - 1),
+    },
+)
+ROWS = st.lists(SETTINGS, min_size=1, max_size=2).flatmap(
+    lambda several: st.lists(
+        st.tuples(st.sampled_from(several), OWN).map(lambda two: two[0] | two[1]), min_size=1, max_size=9
+    )
+)
+DEFAULTS = st.fixed_dictionaries({}, optional={"duration": st.just(9.0), "lyrics": st.just("la"), "seed": st.just(3)})
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=ROWS, defaults=DEFAULTS)
+def test_settings_validated_once_give_what_each_row_alone_gives(rows: list[Any], defaults: dict[str, Any]) -> None:
+    names = dict.fromkeys(name for row in rows for name in row)
+    ids = [str(row["id"]) for row in rows]
+    columns = {name: array_of([row.get(name) for row in rows]) for name in names if name != "id"}
+    resolution = Resolution(defaults, 7, "m", "r 100% %s")
+    good, bad = planned(pa.table({"id": ids, **columns}), resolution)
+    made = {row["row"]: row for row in good}
+    assert len(made) + len(bad) == len(rows)
+    for number, row in enumerate(pa.table({"id": ids, **columns}).to_pylist(), start=1):
+        values = defaults | {name: value for name, value in row.items() if value is not None}
+        if "sample_rate" in values:
+            values["sample_rate"] = int(values["sample_rate"])
+        values.setdefault("seed", derived_seed(7, values["id"]))
+        if number not in made:
+            (refused,) = [each for each in bad if each["row"] == number]
+            with pytest.raises(InvalidRequestError) as caught:
+                GenerationRequest.parse(values)
+            assert refused["message"] == str(caught.value)
+            continue
+        request = GenerationRequest.parse(values).resolved()
+        assert made[number]["fingerprint"] == request.fingerprint("m", "r 100% %s")
+        assert made[number]["num_frames"] == request.num_frames
+        written = {name: made[number][name] for name in schema.REQUEST.names}
+        expected = schema.request_values(request)
+        assert written == pa.Table.from_pylist([expected], schema=schema.REQUEST).to_pylist()[0]
+        assert repr(written["omega_scale"]) == repr(request.omega_scale)
+
+
+def everything(storage: Storage, record: PlanRecord) -> list[Any]:
+    """All that a plan wrote, but for the time of it."""
+    return [
+        dataclasses.replace(record, created_at=""),
+        *(storage.read_table(layout.plan_key(bucket, record.plan)) for bucket in range(record.num_buckets)),
+        *(storage.read_table(key).drop_columns(["created_at"]) for key in storage.keys("failed")),
+        read_rejects(storage),
+        read_warnings(storage),
+    ]
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_makes_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    monkeypatch.setattr("pipelines.manifest.BATCH_BYTES", 1 << 14)
+    for name in ("a", "b"):
+        count = 1500
+        ids = [f"{name if n % 5 else 'x'}{n % 1400}" for n in range(count)]
+        lyrics = ["[drop]\nla" if n % 9 == 0 else f"la {n}" for n in range(count)]
+        more = {"lyrics": lyrics, "duration": [10.0 if n % 11 else 0.0 for n in range(count)]}
+        more |= {
+            "label": [n if name == "a" else str(n) for n in range(count)],
+            "lora": [None if n % 99 else "none/such/x" for n in range(count)],
+        }
+        pq.write_table(pa.table({"id": ids, "prompt": ["p"] * count, **more}), folder / f"{name}.parquet")
+    made = []
+    for workers in (1, 3):
+        storage = Storage(str(tmp_path / str(workers)))
+        resolution = dataclasses.replace(RESOLUTION, num_songs=2)
+        record = make_plan(
+            Manifest(str(folder)),
+            storage,
+            resolution,
+            bucket_rows=700,
+            about={"model": {}, "config": {}},
+            workers=workers,
+        )
+        made.append(everything(storage, record))
+    assert made[0] == made[1]
+    assert {"settings", "duplicate_id", "structure_tags", "lora"} == made[0][0].rules.keys()
+
+
+def test_a_plan_is_made_anew_only_when_what_it_names_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    adapter = tmp_path / "a.safetensors"
+    save_file({"weight": np.full(4, 1.0)}, adapter)
+    manifest = manifest_of(tmp_path / "m.parquet", table(2, lora=[str(adapter), None]))
+    record = make(manifest, storage)
+    (row,) = [row for row in read_plan(storage, record) if row["lora"]]
+    assert record.adapters == {str(adapter): row["adapter_fingerprint"]}
+    monkeypatch.setattr(plan, "judge_batch", None)
+    assert make(manifest, storage) == record
+    adapter.unlink()
+    with pytest.raises(TypeError):
+        make(manifest, storage)
+    monkeypatch.undo()
+    assert make(manifest, storage).rules == {"lora": {"error": 1}}
+
+
+def test_a_missing_adapter_that_is_only_warned_of_is_looked_for_again(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    adapter = tmp_path / "a.safetensors"
+    for severity in ("warning", "off"):
+        adapter.unlink(missing_ok=True)
+        resolution = dataclasses.replace(RESOLUTION, preflight=PreflightSection(lora=severity))
+        manifest = manifest_of(tmp_path / "m.parquet", table(1, lora=[str(adapter)]))
+        record = make(manifest, storage, resolution)
+        assert (record.planned, record.adapters) == (1, {str(adapter): ""})
+        save_file({"weight": np.full(4, 1.0)}, adapter)
+        assert make(manifest, storage, resolution).adapters[str(adapter)]
+
+
+@pytest.mark.parametrize(
+    ("severity", "songs", "rejected", "warned"), [("error", 1, 3, 0), ("warning", 2, 0, 3), ("off", 2, 0, 0)]
+)
+def test_duplicates_can_be_let_through_but_not_the_same_song_twice(
+    tmp_path: Path, severity: Any, songs: int, rejected: int, warned: int
+) -> None:
+    rows = pa.table({"id": ["a"] * 4, "prompt": ["1", "2", "1", "1"]})
+    resolution = dataclasses.replace(RESOLUTION, preflight=PreflightSection(duplicate_id=severity))
+    storage = Storage(str(tmp_path / "out"))
+    record = make(manifest_of(tmp_path / "m.parquet", rows), storage, resolution)
+    assert (record.planned, record.rejected, record.warned) == (songs, rejected, warned)
+    assert len({row["fingerprint"] for row in read_plan(storage, record)}) == songs
+    assert read_warnings(storage).num_rows == warned
+
+
+def test_children_share_a_bucket_and_never_an_id(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "out"))
+    ids = [f"s{n}" for n in range(40)] + ["s7.1", "s8"]
+    rows = pa.table({"id": ids, "prompt": ["p"] * 42, "num_songs": [3] * 40 + [1, 3]})
+    record = make(manifest_of(tmp_path / "m.parquet", rows), storage)
+    assert (record.rows, record.planned, record.rejected, record.num_buckets) == (42, 39 * 3 + 1, 2, 13)
+    for bucket in range(record.num_buckets):
+        for row in storage.read_table(layout.plan_key(bucket, record.plan)).to_pylist():
+            assert layout.bucket_of(row["parent"] or row["id"], record.num_buckets) == bucket
+    made = [row["id"] for row in read_plan(storage, record)]
+    assert len(set(made)) == len(made)
+    messages = {row["id"]: row["message"] for row in read_rejects(storage).to_pylist()}
+    assert messages["s8"] == "id: 's8' is not allowed; row 9 has it already; every row needs its own"
+    assert messages["s7"].startswith("id: 's7' is not allowed; ")
+
+
+def test_names_that_come_late_are_checked_too(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    lines = [{"id": str(n), "prompt": "p"} for n in range(1200)]
+    lines += [{"id": "x", "prompt": "p", "path": 1, "manifest_path": 2}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ManifestError, match="'path' would be 'manifest_path' in the catalog"):
+        make(Manifest(str(path)), Storage(str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_rejects_are_in_the_manifest_s_order_with_their_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.manifest.BATCH_BYTES", 1 << 12)
+    durations = [10.0 if n % 3 else 0.0 for n in range(300)]
+    rows = pa.table({"id": [f"s{n % 290}" for n in range(300)], "prompt": ["p"] * 300, "duration": durations})
+    storage = Storage(str(tmp_path / "out"))
+    record = make(manifest_of(tmp_path / "m.parquet", rows), storage, bucket_rows=50)
+    rejects = read_rejects(storage).to_pylist()
+    assert [row["row"] for row in rejects] == sorted(row["row"] for row in rejects)
+    assert record.rules == {"settings": {"error": 100}, "duplicate_id": {"error": record.rejected - 100}}
+    assert {reason["rule"] for row in rejects for reason in row["reasons"]} == record.rules.keys()
+    assert [each["row"] for each in record.examples if each["rule"] == "settings"] == [1, 4]
+    assert PlanRecord.read(storage) == record
 
 
 @given(st.lists(st.text(min_size=1), unique=True, max_size=20))
