@@ -1,11 +1,13 @@
 """An engine that only waits as long as a real one would compute: for measuring everything around it.
 
 Its checkpoint says how long: `simulated?batch=2.0` seconds a batch, `song=0.1` more for each song, `load=5` to begin.
+Where the environment has `SIMULATED_CALLS`, each call adds a line to that file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,6 +47,9 @@ class Engine:
     def generate(
         self, requests: Sequence[GenerationRequest], callback: Callable[[int, int], None] | None = None
     ) -> list[GenerationResult]:
+        if calls := os.environ.get("SIMULATED_CALLS"):
+            with open(calls, "a", encoding="utf-8") as file:
+                file.write(f"{len(requests)}\n")
         ends = time.monotonic() + self._batch_seconds + self._song_seconds * len(requests)
         songs = [self._song(request, len(requests)) for request in requests]
         time.sleep(max(0.0, ends - time.monotonic()))

@@ -31,7 +31,7 @@ def command(output: str, config: str | None, overrides: tuple[str, ...]) -> None
         with lease_for("compact", storage, settings) as lease, bar:
             report = compact(storage, check=lease.check, on_bucket=lambda _: bar.update(1))
         print(f"{storage.url}: {report.files_before:,} files before, {report.files_after:,} now", end="")
-        print(f"; {report.buckets:,} buckets were rewritten")
+        print(f"; {report.buckets:,} bucket{'' if report.buckets == 1 else 's'} rewritten")
 
 
 if __name__ == "__main__":

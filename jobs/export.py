@@ -65,7 +65,7 @@ def command(
     Run the same command again to go on after a crash: only what is missing is made, and the bytes are the same. A
     data-set card (README.md) says what is in it and how to load it.
 
-    Ends with 0 when all is there, 2 when options, catalog or destination cannot be used, 3 when storage failed, 130
+    Ends with 0 when all is there, 2 when options, catalog or destination cannot be used, 4 when storage failed, 130
     after Ctrl-C.
 
     \b

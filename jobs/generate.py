@@ -40,8 +40,8 @@ def command(
     Songs that fail are recorded and end nothing; `acestep retry` tries them again. Run the same command again to go on
     after a crash, or with a longer or edited manifest: only what is new or changed is made.
 
-    Ends with 0 when all songs are there, 3 when some failed, 2 when manifest, config or output cannot be used, 130
-    or 143 after Ctrl-C or SIGTERM, with all that was finished committed.
+    Ends with 0 when all songs are there, 3 when some failed, 2 when manifest, config or output cannot be used, 4 when
+    storage or Ray ended it early (start it again), 130 or 143 after Ctrl-C or SIGTERM; what was finished is committed.
 
     \b
     acestep generate --manifest songs.parquet --output out --config configs/tiny.yaml

@@ -25,7 +25,7 @@ def start_logging(verbose: bool = False) -> None:
 
 @contextmanager
 def exit_codes(name: str) -> Iterator[None]:
-    """Errors of ours end the process with one line: 2 for unusable input, 3 for anything else, 130 for Ctrl-C."""
+    """Errors of ours end the process with one line: 2 for unusable input, 4 for anything else, 130 for Ctrl-C."""
     from acestep.errors import ACEStepError
 
     try:
@@ -35,4 +35,4 @@ def exit_codes(name: str) -> Iterator[None]:
         sys.exit(INTERRUPTED)
     except ACEStepError as error:
         print(f"acestep {name}: {error}", file=sys.stderr)
-        sys.exit(2 if error.error_class == "input" else 3)
+        sys.exit(2 if error.error_class == "input" else 4)

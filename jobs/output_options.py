@@ -51,12 +51,3 @@ def lease_for(name: str, storage: Storage, config: RunConfig) -> Lease:
         raise OutputError(f"output {storage.url}: there is no catalog")
     times = config.lease
     return Lease(storage, name, heartbeat_seconds=times.heartbeat_seconds, stale_seconds=times.stale_seconds)
-
-
-def size_text(count: float) -> str:
-    """Bytes as people say them."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"

@@ -7,7 +7,7 @@ import sys
 import click
 
 from jobs.log import exit_codes, start_logging
-from jobs.output_options import lease_for, open_output, output_options, size_text
+from jobs.output_options import lease_for, open_output, output_options
 
 EXAMPLES = 20
 
@@ -35,6 +35,7 @@ def command(output: str, config: str | None, overrides: tuple[str, ...], yes: bo
         from pipelines.lease import read_lease
         from pipelines.orphans import delete_orphans, find_orphans
         from pipelines.plan import PlanRecord
+        from pipelines.quantities import size_text
 
         storage, settings = open_output(output, config, overrides)
         if PlanRecord.read(storage) is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from jobs.log import exit_codes, start_logging
-from jobs.output_options import lease_for, open_output, output_options, size_text
+from jobs.output_options import lease_for, open_output, output_options
 
 if TYPE_CHECKING:
     from pipelines.verification import VerifyReport
@@ -66,6 +66,8 @@ def command(
 
 def text_of(report: VerifyReport, withdrawn: int | None, output: str) -> str:
     """For a person: counts, and the first few faults of each kind."""
+    from pipelines.quantities import size_text
+
     beyond = f"; {report.beyond_plan:,} that the plan does not have" if report.beyond_plan else ""
     lines = [
         f"{output}: {report.songs:,} songs, {size_text(report.bytes)}{beyond}",

@@ -76,13 +76,15 @@ def _print_identity(checkpoint: Checkpoint) -> None:
 
 
 def _table(layout: LayoutReport, fine: str) -> str:
+    from pipelines.quantities import size_text
+
     rows = [("part", "folder", "files", "size", "dtype", "tensors", "values", "status")]
     for part in layout.parts:
         status = f"{len(part.problems)} problems" if part.problems else fine
         counts = f"{part.num_tensors:,}", f"{part.num_values:,}"
         name = part.part.replace("_", " ")
         rows.append(
-            (name, part.folder, str(part.num_files), _size(part.size_bytes), "+".join(part.dtypes), *counts, status)
+            (name, part.folder, str(part.num_files), size_text(part.size_bytes), "+".join(part.dtypes), *counts, status)
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     numeric = {2, 3, 5, 6}
@@ -94,14 +96,6 @@ def _table(layout: LayoutReport, fine: str) -> str:
         for row in rows
     ]
     return "\n".join(lines)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class Attempts:
             for position, candidates in self._made(left, requests, attempt, make_batch).items():
                 best = min(candidates, key=_rank)
                 if best.passed:
-                    self._compare(best, position, parents, verdicts)
+                    self._compare(best, position, requests, parents, verdicts)
                 if not best.passed and best.may_be_rerolled:
                     evidence[position] += [_evidence(attempt, each) for each in candidates if not each.passed]
                 verdicts[position] = Verdict(
@@ -163,14 +163,24 @@ class Attempts:
         return candidate
 
     def _compare(
-        self, best: _Candidate, position: int, parents: Sequence[str | None], verdicts: dict[int, Verdict]
+        self,
+        best: _Candidate,
+        position: int,
+        requests: Sequence[GenerationRequest],
+        parents: Sequence[str | None],
+        verdicts: dict[int, Verdict],
     ) -> None:
-        """Fail a song that sounds like one of the same row that was kept before."""
+        """Fail a song that sounds like one of the same row that was kept before.
+
+        Songs of a sweep have one seed on purpose: between those, little is to differ.
+        """
         parent = parents[position]
         if parent is None or best.assessment is None or not self._quality.enabled:
             return
         for other, verdict in verdicts.items():
             if other == position or parents[other] != parent or verdict.assessment is None:
+                continue
+            if requests[other].seed == requests[position].seed:
                 continue
             if isinstance(verdict.outcome, GenerationFailure) or verdict.rejected is not None:
                 continue

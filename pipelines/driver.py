@@ -77,6 +77,8 @@ class Driver:
                 state = "finished" if self._summary.stopped is None else "stopped"
             finally:
                 progress.close(state)
+                times = self._summary.times
+                times.total = times.plan + times.start + times.execution
                 write_run(self._storage, self._summary, state)
         finally:
             if connected:
@@ -208,7 +210,7 @@ class Driver:
             counts.rerolls += song["attempt"] - 1
             times.encode += song["encode_seconds"]
             times.upload += song["upload_seconds"]
-            progress.made(song["requested_duration"])
+            progress.made(song["requested_duration"], song["duration"])
             self._metrics.song(song)
             key = SpeedKey.of(self._config, self._prepared.model, song["device"])
             self._prepared.speeds.observe_file(
@@ -229,7 +231,8 @@ class Driver:
         """What a batch took, for the next estimate."""
         key, speeds = SpeedKey.of(self._config, self._prepared.model, engine["device"]), self._prepared.speeds
         self._observed = True
-        speeds.observe(key, Work(*engine["work"]), engine["seconds"], engine["songs"])
+        if engine["whole"]:
+            speeds.observe(key, Work(*engine["work"]), engine["seconds"], engine["songs"])
         if actor not in self._load_seconds:
             self._load_seconds[actor] = engine["load_seconds"]
             speeds.observe_load(key, engine["load_seconds"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.progress import duration_text
+from pipelines.quantities import duration_text, size_text
 from pipelines.sections import BudgetSection
 from pipelines.speed import Range
 
@@ -62,7 +62,7 @@ def _even(low_is_over: bool) -> str:
 
 def _disk(estimate: Estimate) -> str:
     sizes = [f"{_size(size)} {rendition}" for rendition, size in estimate.bytes.items()]
-    latents = f", {_bytes(estimate.latent_bytes)} latents beside it" if estimate.latent_bytes else ""
+    latents = f", {size_text(estimate.latent_bytes)} latents beside it" if estimate.latent_bytes else ""
     return f"{sizes[0]}{latents}\n           instead: {', '.join(sizes[1:])}"
 
 
@@ -82,13 +82,5 @@ def _number(value: float) -> str:
 
 def _size(value: Range) -> str:
     if value.low == value.high:
-        return _bytes(value.middle)
-    return f"{_bytes(value.middle)} ({_bytes(value.low)} to {_bytes(value.high)})"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
+        return size_text(value.middle)
+    return f"{size_text(value.middle)} ({size_text(value.low)} to {size_text(value.high)})"

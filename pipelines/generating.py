@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,8 @@ the engine did for the whole batch, on the first song's row.
 
 _FIRST_BATCHES = 8
 """More than wait for one engine."""
+_LEAVING_SECONDS = 1.0
+"""For Ray to hear that the last batch is over; otherwise it is made again."""
 
 
 class GenerateStage:
@@ -95,7 +97,7 @@ class GenerateStage:
         self._is_draining = is_draining
         self._recycle_after = recycle_after
         self._keep_latents = keep_latents
-        self._lock = threading.Lock()
+        self._lock, self._counting = threading.Lock(), threading.Lock()
         self._inside = 0
         self._batches = 0
         self._batch = ""
@@ -105,19 +107,24 @@ class GenerateStage:
             self._attempts = Attempts(quality, best_of)
             self.actor = EngineActor(**arguments)
             self.actor.last_words = self._last_words
-            self._watchdog = Watchdog(
-                SpeedTable.load(self._storage).find(
-                    dataclasses.replace(speed_key, device=self.actor.device_name + speed_key.device)
-                ),
-                factor=stopping.batch_timeout_factor,
-                min_seconds=stopping.batch_timeout_min_seconds,
-                give_up=lambda reason: self.actor.die("timeout", reason),
-            )
+            self._stopping = stopping
+            self._speed_key = dataclasses.replace(speed_key, device=self.actor.device_name + speed_key.device)
+            self._speeds = SpeedTable.load(self._storage)
+            self._watchdog = self._new_watchdog()
         except Exception as error:
             logger.exception("the engine cannot be loaded")
             ours = error.error_class if isinstance(error, ACEStepError) else "device"
             error_class = "input" if isinstance(error, ValueError) else ours
             self.stop = Stop(error_class, f"the engine cannot be loaded on {os.uname().nodename}: {error}")
+
+    def _new_watchdog(self) -> Watchdog:
+        self._speed = self._speeds.find(self._speed_key)
+        return Watchdog(
+            self._speed,
+            factor=self._stopping.batch_timeout_factor,
+            min_seconds=self._stopping.batch_timeout_min_seconds,
+            give_up=lambda reason: self.actor.die("timeout", reason),
+        )
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """One planned batch in (a row of `cutting.BATCH`), its songs out, one by one."""
@@ -128,21 +135,29 @@ class GenerateStage:
                 continue
             if self._is_draining():
                 continue
-            with self._lock:
-                self._inside += 1
+            with self._counting:
                 self._batches += 1
-                if self._recycle_after and self._batches > self._recycle_after and self._inside == 1:
-                    logger.info("this process made %d batches and is replaced", self._recycle_after)
-                    logging.shutdown()
-                    os._exit(1)
+                over = self._recycle_after is not None and self._batches > self._recycle_after
+                self._inside += not over
+            if over:
+                self._leave()
             try:
                 yield from self._hung_before(row) or self._songs(row)
             except Exception:  # Ray would drop the batch without a word.
                 row["stop"] = Stop("internal", traceback.format_exc()).text()
                 yield self._row(row, 0, b"", {}, None)
             finally:
-                with self._lock:
+                with self._counting:
                     self._inside -= 1
+
+    def _leave(self) -> NoReturn:
+        """End this process, for another one to take its place, once what it works on is handed over."""
+        while self._inside:
+            time.sleep(0.05)
+        time.sleep(_LEAVING_SECONDS)
+        logger.info("this process made %d batches and is replaced", self._recycle_after)
+        logging.shutdown()
+        os._exit(1)
 
     def _hung_before(self, row: dict[str, Any]) -> Iterator[pa.Table] | None:
         """What becomes of a batch on which a process hung: a single song fails, more are left to be tried one by one.
@@ -170,7 +185,7 @@ class GenerateStage:
         plan = unpack(row["requests"])
         requests, parents = requests_of(plan), plan.column("parent").to_pylist()
         work = _BatchWork()
-        verdicts = self._attempts.make(requests, parents, lambda asked: self._generate(asked, row["batch"], work))
+        verdicts = self._attempts.make(requests, parents, lambda asked: self._made(asked, row["batch"], work))
         frames = sum(request.num_frames for request in requests)
         engine: str | None = json.dumps(work.facts(self.actor, len(requests)))
         for position, (request, verdict) in enumerate(zip(requests, verdicts, strict=True)):
@@ -185,6 +200,13 @@ class GenerateStage:
             yield self._row(row, len(requests), pack(plan.slice(position, 1)), facts, waveform, latents, engine)
             engine = None
 
+    def _made(self, requests: list[GenerationRequest], batch: str, work: _BatchWork) -> Sequence[Outcome]:
+        outcomes = self._generate(requests, batch, work)
+        if len(requests) > 1 and all(map(_timed_out, outcomes)):
+            logger.warning("trying the songs of batch %s one by one", batch)
+            outcomes = [outcome for request in requests for outcome in self._generate([request], batch, work)]
+        return outcomes
+
     def _generate(self, requests: list[GenerationRequest], batch: str, work: _BatchWork) -> Sequence[Outcome]:
         with self._lock:
             started = time.monotonic()
@@ -196,6 +218,11 @@ class GenerateStage:
             with self._watchdog.watch(cost) as callback:
                 outcomes = self.actor.generate(requests, callback)
             self._ended_at = time.monotonic()
+            whole = all(isinstance(outcome, GenerationResult) for outcome in outcomes)
+            if whole and not self._speed.is_measured:  # One batch says more than nothing.
+                self._speeds.observe(self._speed_key, cost, self._ended_at - started, len(requests))
+                self._watchdog = self._new_watchdog()
+        work.whole &= whole
         work.calls += 1
         work.seconds += self._ended_at - started
         work.done += cost
@@ -240,6 +267,8 @@ class _BatchWork:
         self.waited = 0.0
         self.done = Work()
         self.switches = 0
+        self.whole = True
+        """Whether nothing in it failed, so that what it took says how fast this engine is."""
 
     def facts(self, actor: EngineActor, songs: int) -> dict[str, Any]:
         return {
@@ -248,10 +277,15 @@ class _BatchWork:
             "work": self.done.parts,
             "calls": self.calls,
             "switches": self.switches,
+            "whole": self.whole,
             "songs": songs,
             "device": actor.device_name,
             "load_seconds": actor.load_seconds,
         }
+
+
+def _timed_out(outcome: Outcome) -> bool:
+    return isinstance(outcome, GenerationFailure) and outcome.error_class == "timeout"
 
 
 def _packed(song: GenerationResult) -> pa.Array:

@@ -7,22 +7,21 @@ plain (an id that is a date, a length that is text, a source) goes the long way,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from acestep.frames import num_latent_frames
 from acestep.problems import Problem
 from acestep.request import MAX_SEED, GenerationRequest, derived_seed
 from pipelines import outside, schema
-from pipelines.manifest import ManifestBatch
+from pipelines.manifest_files import ManifestBatch
+from pipelines.planned import PlannedSongs
 from pipelines.preflight import Means, Preflight, Song
 from pipelines.rejects import REJECT, SETTINGS, WARNING, Finding, Tally, reject, warning
 from pipelines.resolution import Resolution, Variant, resolve
-from pipelines.template import OWN, Template, columns_of
+from pipelines.template import OWN, Template
 from pipelines.variants import MAX_ID, NUM_SONGS, child_id, child_seed
 
 SIMPLE_TASK = "text2music"
@@ -49,14 +48,12 @@ class Judged:
         planned: `schema.PLAN` and the manifest's own columns.
         rejects: `REJECT`.
         warnings: `WARNING`.
-        warned: rows with a warning.
         adapters: fingerprints of the adapters that rows name; an empty one could not be read.
     """
 
     planned: pa.Table
     rejects: pa.Table
     warnings: pa.Table
-    warned: int
     tally: Tally
     adapters: dict[str, str]
 
@@ -76,21 +73,6 @@ class _Settings:
     variants: tuple[_Shared, ...]
 
 
-@dataclass(slots=True)
-class _Songs:
-    """The songs so far, a list for each column."""
-
-    position: list[int] = field(default_factory=list)
-    template: list[int] = field(default_factory=list)
-    fingerprint: list[str] = field(default_factory=list)
-    parent: list[str | None] = field(default_factory=list)
-    id: list[str] = field(default_factory=list)
-    prompt: list[str] = field(default_factory=list)
-    lyrics: list[str] = field(default_factory=list)
-    duration: list[float] = field(default_factory=list)
-    seed: list[int] = field(default_factory=list)
-
-
 def plan_rows(batch: ManifestBatch, resolution: Resolution, songs: Mapping[str, str | Problem] | None = None) -> Judged:
     """Judge rows, each for itself.
 
@@ -108,11 +90,9 @@ class _Judge:
         addresses = frozenset(each for each in songs.values() if isinstance(each, str))
         means = Means(resolution.preflight, resolution.prompt_tokenizer, resolution.lyric_vocab, addresses)
         self.preflight = Preflight(means)
-        self.templates: list[Template] = []
-        self.songs = _Songs()
+        self.songs = PlannedSongs()
         self.rejects: list[dict[str, Any]] = []
         self.warnings: list[dict[str, Any]] = []
-        self.warned = 0
         self.tally = Tally()
 
     def judged(self) -> Judged:
@@ -133,7 +113,14 @@ class _Judge:
                 settings_of_row = self._any_row(position)
                 if found is None:
                     known[what] = settings_of_row
-        return self._judged()
+        used = {template.request.lora: template.adapter for template in self.songs.templates}
+        return Judged(
+            self.songs.table(self.batch, _KNOWN),
+            schema.table_of(self.rejects, REJECT),
+            schema.table_of(self.warnings, WARNING),
+            self.tally,
+            {name: adapter for name, adapter in used.items() if name is not None},
+        )
 
     def _plain_row(
         self, position: int, settings: _Settings, id: Any, prompt: Any, lyrics: Any, duration: Any, seed: Any
@@ -216,7 +203,6 @@ class _Judge:
     def _tell(self, row: int, id: Any, findings: list[Finding]) -> None:
         told = _once(each for each in findings if each.severity == "warning")
         self.warnings += [warning(self.batch.file, row, id, each) for each in told]
-        self.warned += bool(told)
 
     def _add(
         self,
@@ -230,24 +216,16 @@ class _Judge:
         seed: int | None,
     ) -> None:
         """Add the songs of one variant of a row."""
-        songs, several = self.songs, settings.count > 1 or len(settings.variants) > 1
+        several = settings.count > 1 or len(settings.variants) > 1
         first_seed = derived_seed(self.resolution.seed, id) if seed is None else seed
-        texts = json.dumps(duration), json.dumps(lyrics), json.dumps(prompt)
         simple = _is_simple(variant.request)
         for number in range(1, settings.count + 1):
             song_seed = child_seed(first_seed, number)
             template = variant.template
             if not simple:  # What follows from the seed is another setting for each song.
                 template = self._template(variant.request.model_copy(update={"seed": song_seed}).resolved())
-            songs.position.append(position)
-            songs.template.append(template)
-            songs.fingerprint.append(self.templates[template].fingerprint(*texts, json.dumps(song_seed)))
-            songs.parent.append(id if several else None)
-            songs.id.append(child_id(id, variant.suffix, number, settings.count) if several else id)
-            songs.prompt.append(prompt)
-            songs.lyrics.append(lyrics)
-            songs.duration.append(duration)
-            songs.seed.append(song_seed)
+            song_id = child_id(id, variant.suffix, number, settings.count) if several else id
+            self.songs.add(position, template, id if several else None, song_id, prompt, lyrics, duration, song_seed)
 
     def _shared(self, variant: Variant) -> _Shared:
         # A template that is simple is resolved by any seed.
@@ -257,8 +235,8 @@ class _Judge:
     def _template(self, request: GenerationRequest) -> int:
         adapter = outside.adapter(request.lora)[0] if request.lora is not None else ""
         resolution = self.resolution
-        self.templates.append(Template(request, resolution.model_fingerprint, resolution.rendition, adapter))
-        return len(self.templates) - 1
+        self.songs.templates.append(Template(request, resolution.model_fingerprint, resolution.rendition, adapter))
+        return len(self.songs.templates) - 1
 
     def _values(self, position: int) -> dict[str, Any]:
         return {name: column[position] for name, column in self.columns.items()}
@@ -268,42 +246,6 @@ class _Judge:
         for each in (*needed, *self.columns.get("source", ())):
             if isinstance(each, str) and each not in self.catalog:
                 yield each
-
-    def _judged(self) -> Judged:
-        songs, batch = self.songs, self.batch
-        frames = [num_latent_frames(duration) for duration in songs.duration]
-        adapters = pa.array([template.adapter for template in self.templates], pa.string())
-        settings = columns_of(self.templates, songs.template)
-        own = {
-            "file": [batch.file] * len(songs.id),
-            "row": [batch.rows[position] for position in songs.position],
-            "num_frames": frames,
-            "adapter_fingerprint": adapters.take(pa.array(songs.template, pa.int64())),
-            **{name: getattr(songs, name) for name in ("fingerprint", "parent", *OWN)},
-        }
-        columns = [
-            settings.column(field.name)
-            if field.name in settings.column_names
-            else pa.chunked_array([pa.array(own[field.name], field.type)])
-            for field in schema.PLAN
-        ]
-        planned = pa.table(columns, schema=schema.PLAN)
-        taken = pa.array(songs.position, pa.int64())
-        for name in batch.table.column_names:
-            if name not in _KNOWN:
-                column = batch.table.column(name).take(taken)
-                if pa.types.is_dictionary(column.type):
-                    column = column.cast(column.type.value_type)
-                planned = planned.append_column(schema.carried_name(name), column)
-        used = {template.request.lora: template.adapter for template in self.templates}
-        return Judged(
-            planned,
-            schema.table_of(self.rejects, REJECT),
-            schema.table_of(self.warnings, WARNING),
-            self.warned,
-            self.tally,
-            {name: adapter for name, adapter in used.items() if name is not None},
-        )
 
 
 def _song(request: GenerationRequest) -> Song:

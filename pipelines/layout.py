@@ -3,6 +3,8 @@
 run.json                                  settings, model, manifest, number of buckets; written when the plan is whole
 plan/bucket=000000/<plan>.parquet         planned requests
 plan/rejects.parquet                      rows that were refused, with reasons
+plan/warnings.parquet                     rows that may be wrong, and are made
+plan/estimate.json                        what the plan was estimated to take
 audio/<hh>/<id>-<fingerprint>.<ext>       sound; hh spreads the keys
 latents/<hh>/<id>-<fingerprint>.safetensors  what a song was decoded from, where it is kept
 songs/bucket=000000/<run>-<n>.parquet     a row for each finished song: the commit

@@ -27,13 +27,13 @@ from acestep.request import SOUND_VERSION, GenerationRequest
 from pipelines import layout, outside, schema
 from pipelines.chunks import Chunks, StreamedTable
 from pipelines.errors import ManifestError, OutputError
-from pipelines.manifest import Manifest, ManifestBatch
+from pipelines.manifest import Manifest
+from pipelines.manifest_files import ManifestBatch
 from pipelines.planning import (
     REJECTS,
     WARNINGS,
     BatchReport,
     BatchTask,
-    BucketReport,
     BucketTask,
     Desk,
     find_collisions,
@@ -107,6 +107,10 @@ class PlanRecord:
         known: dict[str, Any] = {field.name: values.get(field.name) for field in dataclasses.fields(cls)}
         return cls(**known)
 
+    def write(self, storage: Storage) -> None:
+        """Make this the record of a catalog."""
+        storage.put(layout.RUN, json.dumps(dataclasses.asdict(self), indent=2).encode())
+
 
 def make_plan(
     manifest: Manifest,
@@ -136,19 +140,20 @@ def make_plan(
         logger.info("the plan is there already: %d songs", before.planned)
         return before
     _check_columns(manifest, manifest.columns)
+    for swept in set(resolution.sweep) & set(manifest.columns):
+        logger.warning("the manifest has a column %r: rows with a value there are not swept over it", swept)
     if workers is None:
         songs = _most_songs(manifest, resolution) if songs is None else songs
         workers = 1 if songs < _FEW_SONGS else cores()
     with tempfile.TemporaryDirectory(prefix="acestep-plan-") as folder, Workers(workers) as processes:
-        failed = {"fingerprint": "", "error_class": "input", "attempts": 0, "batch": "", "run": name}
         desk = Desk(
-            replace(resolution, kept=None),
-            Chunks(folder),
-            storage,
-            name,
-            num_buckets,
-            resolution.most_songs_of_a_row() > 1 or NUM_SONGS in manifest.columns,
-            failed | {"created_at": datetime.now(timezone.utc)},
+            resolution=replace(resolution, kept=None),
+            chunks=Chunks(folder),
+            storage=storage,
+            plan=name,
+            num_buckets=num_buckets,
+            several=resolution.most_songs_of_a_row() > 1 or NUM_SONGS in manifest.columns,
+            now=datetime.now(timezone.utc),
         )
         found = _judge(manifest, desk, resolution, processes)
         written = _write(desk, found, processes)
@@ -159,7 +164,7 @@ def make_plan(
         rows=found.rows,
         planned=written.planned,
         rejected=found.rejected + written.rejected,
-        warned=found.warned + written.warned,
+        warned=written.warned,
         rules=found.tally.rules,
         examples=found.tally.examples,
         adapters=dict(sorted(found.adapters.items())),
@@ -170,7 +175,7 @@ def make_plan(
         version=__version__,
         created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    storage.put(layout.RUN, json.dumps(dataclasses.asdict(record), indent=2).encode())
+    record.write(storage)
     ours = (layout.REJECTS, layout.WARNINGS)
     stale = [key for key in storage.keys(layout.PLAN, ".parquet") if key not in ours and name not in key]
     storage.delete(stale)
@@ -208,7 +213,6 @@ class _Found:
     rows: int = 0
     batches: int = 0
     rejected: int = 0
-    warned: int = 0
     tally: Tally = field(default_factory=Tally)
     adapters: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, pa.DataType] = field(default_factory=dict)
@@ -217,7 +221,6 @@ class _Found:
     def add(self, report: BatchReport) -> None:
         self.batches += 1
         self.rejected += report.rejected
-        self.warned += report.warned
         self.tally.merge(report.tally)
         self.adapters |= report.adapters
         for name, kind in report.kinds.items():
@@ -242,27 +245,42 @@ def _judge(manifest: Manifest, desk: Desk, resolution: Resolution, processes: Wo
     return found
 
 
-def _write(desk: Desk, found: _Found, processes: Workers) -> BucketReport:
-    storage, whole, written = desk.storage, whole_schema(schema.PLAN, found.kinds), BucketReport()
-    collisions = find_collisions(found.ids)
+@dataclass(slots=True)
+class _Written:
+    """What lies in the storage: songs, rows that were refused for their id alone, rows with a warning."""
+
+    planned: int = 0
+    rejected: int = 0
+    warned: int = 0
+
+
+def _write(desk: Desk, found: _Found, processes: Workers) -> _Written:
+    storage, written = desk.storage, _Written()
+    columns, collisions = whole_schema(schema.PLAN, found.kinds), find_collisions(found.ids)
     kept = set()
-    buckets = (BucketTask(bucket, whole, collisions) for bucket in range(desk.num_buckets))
+    buckets = (BucketTask(bucket, columns, collisions) for bucket in range(desk.num_buckets))
     for report in processes.map(partial(write_bucket, desk), buckets):
         written.planned += report.planned
         written.rejected += report.rejected
-        written.warned += report.warned
         found.tally.merge(report.tally)
         kept.add(report.failed)
     storage.delete([key for key in storage.keys(layout.FAILED, layout.REJECTED_FILE) if key not in kept])
-    for kind, key, columns in ((REJECTS, layout.REJECTS, _READ_REJECT), (WARNINGS, layout.WARNINGS, WARNING)):
-        with StreamedTable(storage, key, columns) as stream:
-            for number in range(found.batches):
-                tables = [table for _, table in desk.chunks.take(kind, number)]
-                if tables:
-                    stream.write(pa.concat_tables(tables).sort_by("row"))
-        if not stream.rows:
-            storage.delete([key])
+    _write_in_order(desk, REJECTS, layout.REJECTS, _READ_REJECT, found.batches)
+    written.warned = _write_in_order(desk, WARNINGS, layout.WARNINGS, WARNING, found.batches)
     return written
+
+
+def _write_in_order(desk: Desk, kind: str, key: str, columns: pa.Schema, batches: int) -> int:
+    """Write what people read in the order of the manifest, or nothing when there is nothing; how many rows it is of."""
+    rows = 0
+    with StreamedTable(desk.storage, key, columns) as stream:
+        for number in range(batches):
+            if tables := [table for _, table in desk.chunks.take(kind, number)]:
+                stream.write(pa.concat_tables(tables).sort_by("row"))
+                rows += len({row for table in tables for row in table.column("row").to_pylist()})
+    if not rows:
+        desk.storage.delete([key])
+    return rows
 
 
 def _songs_of_the_catalog(batch: ManifestBatch, resolution: Resolution) -> dict[str, str | Problem]:

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from acestep.problems import Problem
 from pipelines import layout, schema
 from pipelines.chunks import Chunks, StreamedTable
 from pipelines.judging import plan_rows
-from pipelines.manifest import ManifestBatch
+from pipelines.manifest_files import ManifestBatch
 from pipelines.rejects import DUPLICATE_ID, REJECT, WARNING, Finding, Tally, reject, warning
 from pipelines.resolution import Resolution
 from pipelines.spill import as_schema, unified_types
@@ -40,7 +41,7 @@ class Desk:
 
     Attributes:
         several: rows may become several songs each.
-        failed: what rows of `failed/` have in common.
+        now: when all this happens.
     """
 
     resolution: Resolution
@@ -49,7 +50,7 @@ class Desk:
     plan: str
     num_buckets: int
     several: bool
-    failed: dict[str, Any]
+    now: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,13 @@ class BatchReport:
 
     Attributes:
         kinds: types of all columns of its songs.
-        rejected, warned: rows.
+        rejected: rows.
         adapters: fingerprints of those that rows name.
         ids: where rows may become several songs: hashes of the songs' ids beside their buckets, uint64 `[N, 2]`.
     """
 
     kinds: dict[str, pa.DataType] = field(default_factory=dict)
     rejected: int = 0
-    warned: int = 0
     tally: Tally = field(default_factory=Tally)
     adapters: dict[str, str] = field(default_factory=dict)
     ids: list[np.ndarray] = field(default_factory=list)
@@ -95,13 +95,12 @@ class BucketReport:
 
     Attributes:
         planned: songs.
-        rejected, warned: rows with an id that others have.
+        rejected: rows with an id that others have.
         failed: the object of refused rows, if there are any.
     """
 
     planned: int = 0
     rejected: int = 0
-    warned: int = 0
     tally: Tally = field(default_factory=Tally)
     failed: str | None = None
 
@@ -113,7 +112,6 @@ def judge_batch(desk: Desk, task: BatchTask) -> BatchReport:
         judged = plan_rows(rows, desk.resolution, task.songs)
         report.kinds = unified_types(report.kinds, judged.planned.schema)
         report.rejected += judged.rejects.num_rows
-        report.warned += judged.warned
         report.tally.merge(judged.tally)
         report.adapters |= judged.adapters
         number = (task.number, part)
@@ -135,12 +133,12 @@ def write_bucket(desk: Desk, task: BucketTask) -> BucketReport:
     key = f"{layout.bucket_folder(layout.FAILED, task.bucket)}/{layout.REJECTED_FILE}"
     with StreamedTable(desk.storage, key, schema.FAILED) as failed:
         for _, table in desk.chunks.take(REFUSED, task.bucket):
-            failed.write(_as_failed(table, desk.failed))
+            failed.write(_as_failed(table, desk))
         for number, table in desk.chunks.take(PLANNED, task.bucket):
             again = _taken(table, first, task.collisions)
             if again and severity != "off":
                 rejects, warnings = _again(table, again, severity, report)
-                failed.write(_as_failed(rejects, desk.failed))
+                failed.write(_as_failed(rejects, desk))
                 place = (*number, task.bucket)
                 desk.chunks.put(REJECTS, number[0], place, rejects.drop_columns(["request"]))
                 desk.chunks.put(WARNINGS, number[0], place, warnings)
@@ -241,8 +239,8 @@ def _again(
 ) -> tuple[pa.Table, pa.Table]:
     """Of songs that `_taken` found, each row once, as rejects or as warnings; counted in the report."""
     rejects, warnings = [], []
-    for position, reason in dict.fromkeys(again.values()):
-        values = songs.slice(position, 1).to_pylist()[0]
+    first = dict(again.values())
+    for values, reason in zip(songs.take(pa.array(list(first), pa.int64())).to_pylist(), first.values(), strict=True):
         id = values["parent"] or values["id"]
         where = (values["file"], values["row"], id)
         finding = Finding(DUPLICATE_ID, severity, Problem("id", id, reason))
@@ -253,7 +251,6 @@ def _again(
             warnings.append(warning(*where, finding))
         report.tally.add(*where, [finding])
     report.rejected += len(rejects)
-    report.warned += len(warnings)
     return schema.table_of(rejects, REJECT), schema.table_of(warnings, WARNING)
 
 
@@ -263,12 +260,13 @@ def _each_once(songs: pa.Table) -> pa.Table:
     return songs.filter(pa.array([not at or key != keys[at - 1] for at, key in enumerate(keys)], pa.bool_()))
 
 
-def _as_failed(rejects: pa.Table, same: Mapping[str, Any]) -> pa.Table:
-    count = rejects.num_rows
+def _as_failed(rejects: pa.Table, desk: Desk) -> pa.Table:
+    same: dict[str, Any] = {"fingerprint": "", "error_class": "input", "attempts": 0, "batch": ""}
+    same |= {"run": desk.plan, "created_at": desk.now}
     columns = [
         rejects.column(each.name)
         if each.name in rejects.column_names
-        else pa.repeat(pa.scalar(same.get(each.name), each.type), count)
+        else pa.repeat(pa.scalar(same.get(each.name), each.type), rejects.num_rows)
         for each in schema.FAILED
     ]
     return pa.table(columns, schema=schema.FAILED)

@@ -32,6 +32,9 @@ from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+_MANY_TIMES = 4
+"""A bucket this much larger than a new catalog's is worth a word."""
+
 
 @dataclass(slots=True)
 class Prepared:
@@ -92,12 +95,14 @@ def prepare(config: RunConfig, manifest: str, output: str) -> Iterator[Prepared]
     _warn_of_noise(model)
     _check_plug_ins(config)
     storage.probe()
-    with _leased(config, storage) as (run, lease):
-        before = PlanRecord.read(storage)
-        plan = _plan(config, source, storage, model)
-        if before is not None and before.plan != plan.plan:
-            _tell_changes(before, plan)
-        yield _prepared(config, storage, run, lease, model, plan)
+    made = storage.missing_folders()
+    try:
+        with _leased(config, storage) as (run, lease):
+            plan = _current_plan(config, source, storage, model)
+            yield _prepared(config, storage, run, lease, model, plan)
+    except UnusableInputError:
+        storage.remove_empty(made)
+        raise
 
 
 @contextmanager
@@ -174,6 +179,24 @@ def _prepared(
     return prepared
 
 
+def _current_plan(config: RunConfig, source: Manifest, storage: Storage, model: ModelInfo) -> PlanRecord:
+    """The plan of a manifest, and a word about what is different from the plan that was there."""
+    before = PlanRecord.read(storage)
+    plan = _plan(config, source, storage, model)
+    if before is not None and before.plan != plan.plan:
+        _tell_changes(before, plan)
+    if plan.config != config.shown():  # An old plan goes on; what it does not depend on may have changed.
+        plan = dataclasses.replace(plan, config=config.shown())
+        plan.write(storage)
+    if (songs := plan.planned // plan.num_buckets) > _MANY_TIMES * config.plan.bucket_rows:
+        logger.warning(
+            "this catalog was begun with %d buckets and now holds %d songs in each: restarts are slower and need more "
+            "memory than in a new output",
+            *(plan.num_buckets, songs),
+        )
+    return plan
+
+
 def _plan(config: RunConfig, source: Manifest, storage: Storage, model: ModelInfo) -> PlanRecord:
     prompt_tokenizer, lyric_vocab = tokenizers_of(config)
     resolution = Resolution(
@@ -195,7 +218,10 @@ def _plan(config: RunConfig, source: Manifest, storage: Storage, model: ModelInf
 def _tell_changes(before: PlanRecord, now: PlanRecord) -> None:
     """What is different from the plan that was there, where it makes songs anew."""
     if before.model["fingerprint"] != now.model["fingerprint"]:
-        logger.warning("the model was %s and is %s: every song is made anew", before.model["name"], now.model["name"])
+        earlier, later = (
+            f"{model['name']} in {model['dtype']} ({model['fingerprint']})" for model in (before.model, now.model)
+        )
+        logger.warning("the model was %s and is %s: every song is made anew", earlier, later)
     elif before.sound_version != now.sound_version:
         logger.warning("this version of the code makes other sounds than before: every song is made anew")
     for name in ("defaults", "audio", "loudness", "seed", "best_of", "sweep", "num_songs"):

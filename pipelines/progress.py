@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipelines import layout
 from pipelines.errors import StorageError
+from pipelines.quantities import duration_text
 from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -85,11 +86,11 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._thread.start()
 
-    def made(self, seconds: float) -> None:
-        """Count a song as made; `seconds` is what was asked for."""
-        self._seconds_over += seconds
+    def made(self, asked: float, made: float) -> None:
+        """Count a song as made, with the seconds that were asked for and that it has."""
+        self._seconds_over += asked
         self.counts.made += 1
-        self.counts.audio_seconds += seconds
+        self.counts.audio_seconds += made
 
     def failed(self, error_class: str, seconds: float) -> None:
         """Count a song as failed."""
@@ -176,16 +177,6 @@ class Progress:
             self._storage.put(layout.PROGRESS, json.dumps(facts, indent=2).encode())
         except StorageError as error:  # Worth no job.
             logger.warning("%s", error)
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as people say them: `2 h 05 min`, `3 min 20 s`, `4.2 s`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
 def _now() -> str:

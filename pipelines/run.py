@@ -12,8 +12,8 @@ from pipelines.config import RunConfig
 from pipelines.driver import Driver
 from pipelines.estimate import estimate_of
 from pipelines.preparation import Prepared, prepare, reopen
-from pipelines.progress import duration_text
 from pipelines.pruning import prune
+from pipelines.quantities import duration_text
 from pipelines.rejects import preflight_table
 from pipelines.summary import EXAMPLES, Summary
 
@@ -105,5 +105,5 @@ def _tell_preflight(prepared: Prepared, summary: Summary) -> None:
         errors = [each for each in plan.examples if each["severity"] == "error"]
         for each in errors[:EXAMPLES]:
             where = f"{each['file']} row {each['row']}"
-            summary.failed.add("input", where, f"{each['field']} {each['value']}: {each['allowed']}")
+            summary.failed.add("input", where, f"{each['field']}: {each['value']} is not allowed; {each['allowed']}")
         summary.failed.counts["input"] = plan.rejected

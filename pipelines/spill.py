@@ -10,7 +10,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from pipelines.manifest import as_text
+from pipelines.manifest_files import as_text
 
 MEMORY = 64 << 20
 """Bytes held back before they go to disk."""

@@ -12,7 +12,7 @@ from pipelines.errors import OutputError
 from pipelines.holder import Holder
 from pipelines.lease import read_lease
 from pipelines.plan import PlanRecord
-from pipelines.progress import duration_text
+from pipelines.quantities import duration_text
 from pipelines.storage import Storage
 
 State = Literal["running", "silent", "died", "finished", "stopped", "failed", "planned"]

@@ -138,20 +138,19 @@ class Storage:
             OutputError: when nothing can.
         """
         key = f"probe-{uuid.uuid4().hex}"
-        made = self._missing_folders()
+        made = self.missing_folders()
         patient, self.attempts = self.attempts, min(self.attempts, _PROBE_ATTEMPTS)
         try:
             self.put(key, b"probe")
             self.delete([key])
-            for folder in reversed(made):
-                os.rmdir(folder)
+            self.remove_empty(made)
         except OSError as error:
             reason = error.__cause__ or error
             raise OutputError(f"output {self.url}: nothing can be written there ({_said(reason)})") from error
         finally:
             self.attempts = patient
 
-    def _missing_folders(self) -> list[str]:
+    def missing_folders(self) -> list[str]:
         """Folders that the first write will make, outermost first."""
         folders: list[str] = []
         path = self._root
@@ -159,6 +158,12 @@ class Storage:
             folders.append(path)
             path = os.path.dirname(path)
         return folders[::-1]
+
+    def remove_empty(self, folders: Iterable[str]) -> None:
+        """Remove what `missing_folders` told of, now that they are there; those that hold anything stay."""
+        for folder in reversed(list(folders)):
+            with suppress(OSError):
+                os.rmdir(folder)
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from pipelines.progress import duration_text
+from pipelines.quantities import duration_text
 
 EXAMPLES = 3
 """Shown of each class of failure."""
@@ -100,10 +100,13 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 when all songs of the manifest exist, 3 when not; 128 and the signal when one ended the run."""
+        """0 when all songs of the manifest exist, 3 when some failed; 4 when the run stopped early, 128 and the signal
+        when one ended it."""
         if self.signal is not None:
             return 128 + self.signal
-        return 3 if self.stopped or self.failed.total or self.failed_before else 0
+        if self.stopped:
+            return 4
+        return 3 if self.failed.total or self.failed_before else 0
 
     def text(self) -> str:
         """For a person, a few lines."""
@@ -120,12 +123,15 @@ class Summary:
             )
         warm = times.generate + times.wait
         busy = times.generate / warm if warm else 0.0
-        lines.append(
-            f"time {duration_text(times.total)}: plan {duration_text(times.plan)}, Ray {duration_text(times.start)}, "
-            f"songs {duration_text(times.execution)} (engines loaded in {duration_text(times.load)}, "
-            f"then busy {duration_text(times.generate)} or {busy:.0%}; encoding {duration_text(times.encode)}, "
-            f"uploads {duration_text(times.upload)}, both beside it)"
-        )
+        spent = f"time {duration_text(times.total)}: plan {duration_text(times.plan)}"
+        if times.execution:
+            spent += (
+                f", Ray {duration_text(times.start)}, songs {duration_text(times.execution)} "
+                f"(engines loaded in {duration_text(times.load)}, "
+                f"then busy {duration_text(times.generate)} or {busy:.0%}; encoding {duration_text(times.encode)}, "
+                f"uploads {duration_text(times.upload)}, both beside it)"
+            )
+        lines.append(spent)
         if self.rerolls or self.quarantined:
             gate = f"quality gate: {self.rerolls:,} made again with another seed, {self.quarantined:,} given up"
             lines.append(gate + (f" and kept in {self.output}/quarantine/" if self.quarantined else ""))

@@ -15,6 +15,9 @@ OWN = ("id", "prompt", "lyrics", "duration", "seed")
 """Fields of a request that each song has of its own."""
 _HASHED = sorted(set(OWN) - {"id"})
 
+to_json = json.JSONEncoder().encode
+"""As `json.dumps` writes it, and quicker."""
+
 
 class Template:
     """A resolved request without what each song has of its own.

@@ -122,6 +122,12 @@ def test_songs_of_one_row_must_differ_and_others_need_not() -> None:
     assert [verdict.attempt for verdict in verdicts] == [1, 2, 1, 1]
 
 
+def test_songs_of_a_sweep_have_one_seed_and_may_sound_the_same() -> None:
+    asked = [each.model_copy(update={"seed": 7, "guidance_scale": 5.0 + n}) for n, each in enumerate(requests(3))]
+    verdicts = attempts().make(asked, ["a"] * 3, lambda asked: [song(each, pitch=440) for each in asked])
+    assert [(verdict.attempt, verdict.outcome.request.seed) for verdict in verdicts] == [(1, 7)] * 3
+
+
 def test_the_best_of_several_is_kept_and_the_others_scores_are_recorded() -> None:
     engine = Engine(lambda request: request.seed == 7)
     (verdict,) = attempts(candidates=4).make(requests(1), [None], engine)

@@ -274,7 +274,7 @@ def test_encoders_and_exports_that_are_killed(catalog: str, tmp_path: Path) -> N
     process, (encoder,) = half_way(words)
     encoder.kill()
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 3, said
+    assert process.returncode == 4, said
     assert "a process that encodes was killed" in said
     assert "Traceback" not in said
 

@@ -11,15 +11,12 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 from safetensors.numpy import load_file
@@ -37,34 +34,9 @@ from pipelines.errors import ConfigError, UnusableInputError
 from pipelines.run import retry_job, run_job
 from pipelines.storage import Storage
 from tests.conftest import ROOT, S3, stand_in_config
+from tests.running_job import calls_in, job, manifest_of, songs_of, sums_of, wait_for_songs
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
-
-
-def manifest_of(path: Path, prompts: list[str], **more: Any) -> str:
-    """Songs `s00`, `s01`, ... of several lengths, so that batches are mixed."""
-    count = len(prompts)
-    columns = {
-        "id": [f"s{number:02d}" for number in range(count)],
-        "prompt": prompts,
-        "duration": [1.0 + number % 4 for number in range(count)],
-        "label": list(range(count)),
-    }
-    pq.write_table(pa.table(columns | more), path)
-    return str(path)
-
-
-def songs_of(output: str, options: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for row in Catalog(Storage(output, options)).songs().to_pylist()}
-
-
-def sums_of(output: str, options: dict[str, Any] | None = None) -> dict[str, str]:
-    return {id: row["sha256"] for id, row in songs_of(output, options).items()}
-
-
-def calls_in(path: Path) -> list[str]:
-    """Ids of each engine call."""
-    return sorted(path.read_text().splitlines()) if path.exists() else []
 
 
 def test_a_manifest_becomes_a_catalog_and_a_second_run_makes_nothing(tmp_path: Path) -> None:
@@ -187,30 +159,6 @@ def test_what_failed_is_tried_again_when_asked_and_a_longer_manifest_makes_only_
     assert Catalog(Storage(output)).songs().num_rows == len(Storage(output).keys("audio")) == 7
 
 
-def job(manifest: str, output: str, ray_folder: str, *settings: str) -> subprocess.Popen[str]:
-    """The command in a process of its own, with a Ray of its own."""
-    words = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "jobs.generate", "--manifest", manifest, "--output", output]
-    return subprocess.Popen(
-        [*command, "--set", "engine=tests.stand_in:Engine", "--set", "batch.max_batch_size=4", *words],
-        cwd=ROOT,
-        env=os.environ | {"RAY_TMPDIR": ray_folder},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # A shell's "&" has it ignored.
-    )
-
-
-def wait_for_songs(output: str, process: subprocess.Popen[str], count: int = 1) -> None:
-    deadline = time.monotonic() + 90
-    while len(Storage(output).keys("songs", ".parquet")) < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no song was committed"
-        time.sleep(0.05)
-
-
 def test_killed_and_started_again_equals_undisturbed(tmp_path: Path, ray_folder: str) -> None:
     prompts = ["song slow:0.15" for _ in range(24)]
     manifest = manifest_of(tmp_path / "m.parquet", prompts)
@@ -272,7 +220,7 @@ def test_storage_that_fails_for_good_stops_the_job_with_the_reason(tmp_path: Pat
     output.mkdir()
     (output / "audio").write_text("a file where the folder should be")
     summary = run_job(stand_in_config(), manifest_of(tmp_path / "m.parquet", ["song"] * 3), str(output))
-    assert summary.exit_code == 3
+    assert summary.exit_code == 4
     assert "cannot write" in (summary.stopped or "")
     assert songs_of(str(output)) == {}
     (output / "audio").unlink()

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import ManifestError
-from pipelines.manifest import Manifest, ManifestBatch
+from pipelines.manifest import Manifest
+from pipelines.manifest_files import ManifestBatch, UnreadableRow
 from tests.conftest import S3
 
 ROWS: list[dict[str, Any]] = [
@@ -87,6 +88,57 @@ def test_a_store_is_as_good_as_a_folder(moto: S3) -> None:
     assert Manifest(f"s3://{prefix}", moto.options).identity() != before
     with pytest.raises(ManifestError, match="there is no such file or folder"):
         Manifest(f"s3://{prefix}/nothing.csv", moto.options)
+
+
+def test_parquet_of_many_row_groups_is_read_from_a_store(moto: S3, tmp_path: Path) -> None:
+    import fsspec
+
+    filesystem = fsspec.filesystem("s3", **moto.options)
+    rows = [{"id": str(number), "prompt": f"{number} " * 400, "label": number} for number in range(3000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet", row_group_size=700, compression="none")
+    key = f"{moto.bucket}/{uuid.uuid4().hex}.parquet"
+    filesystem.put_file(str(tmp_path / "m.parquet"), key)
+    manifest = Manifest(f"s3://{key}", moto.options)
+    assert rows_of(manifest) == rows
+    (only,) = {tuple(batch.table.column_names) for batch in manifest.batches(columns=["label"])}
+    assert only == ("label",)
+
+
+@pytest.mark.parametrize("name", ["m.parquet", "m.jsonl", "m.csv"])
+def test_a_batch_ends_early_where_rows_are_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    rows = [{"id": str(number), "prompt": f"{number}" * 500} for number in range(100, 200)]
+    manifest = Manifest(str(write(tmp_path / name, rows)))
+    monkeypatch.setattr("pipelines.manifest_files.BATCH_BYTES", 15_000)
+    batches = list(manifest.batches())
+    assert 8 <= len(batches) <= 13
+    assert [row for batch in batches for row in batch.table.to_pylist()] == rows
+    assert [row for batch in batches for row in batch.rows] == list(range(1, 101))
+
+
+def test_a_batch_is_cut_where_it_is_told(tmp_path: Path) -> None:
+    batch = ManifestBatch("m", [1, 3, 4], pa.table({"id": ["a", "b", "c"]}), [UnreadableRow(2, "x", "no")])
+    first, second = batch.parts([0, 2])
+    assert (first.rows, first.unreadable, second.rows, second.unreadable) == ([1, 3], batch.unreadable, [4], [])
+    assert second.table.column("id").to_pylist() == ["c"]
+    (whole,) = batch.parts([0])
+    assert whole == batch
+
+
+def test_junk_in_depth_and_in_breadth(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    lines = [json.dumps({"id": depth, "prompt": "p", "x": nested(depth)}) for depth in (2, 20, 200)]
+    lines.append('{"id": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    path.write_text("\n".join(lines))
+    (batch,) = Manifest(str(path)).batches()
+    assert batch.table.column("x").to_pylist() == ["[[]]", *(json.dumps(nested(depth)) for depth in (20, 200))]
+    assert [bad.row for bad in batch.unreadable] == [4]
+    path.write_text(json.dumps({"id": 1, "prompt": "p"} | {f"x{number}": 1 for number in range(1000)}))
+    with pytest.raises(ManifestError, match=r"rows 1 to 1 have 1,002 different names; at most 1,000 can be columns"):
+        read_all(str(path))
+
+
+def nested(depth: int) -> list[Any]:
+    return [] if depth == 1 else [nested(depth - 1)]
 
 
 def test_identity_follows_the_files(tmp_path: Path) -> None:

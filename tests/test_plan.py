@@ -24,7 +24,8 @@ from acestep.request import GenerationRequest, derived_seed
 from pipelines import layout, plan, schema
 from pipelines.errors import ManifestError, OutputError
 from pipelines.judging import plan_rows
-from pipelines.manifest import Manifest, ManifestBatch, UnreadableRow, array_of
+from pipelines.manifest import Manifest, ManifestBatch
+from pipelines.manifest_files import UnreadableRow, array_of
 from pipelines.plan import PlanRecord, make_plan, read_rejects, read_warnings
 from pipelines.resolution import Resolution
 from pipelines.sections import PreflightSection
@@ -369,6 +370,30 @@ def test_settings_validated_once_give_what_each_row_alone_gives(rows: list[Any],
         assert repr(written["omega_scale"]) == repr(request.omega_scale)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("duration", value) for value in (0.99, 1.0, 240.0, 240.01, -0.0, float("nan"), float("inf"))),
+        *(("seed", value) for value in (-1, 0, 2**63 - 1)),
+        *(("seed", value) for value in (-1.0, 3.0, 3.5, 2.0**60, float("nan"))),
+        *(("prompt", value) for value in ("", " ", "\u3000", "x" * 4096, "x" * 4097)),
+        *(("lyrics", value) for value in ("", "x" * 32_768, "x" * 32_769)),
+        *(("id", value) for value in ("", "x" * 512, "x" * 513)),
+        *(("omega_scale", value) for value in (-0.0, 1e-300)),
+    ],
+)
+def test_a_row_is_judged_as_if_it_were_alone(name: str, value: Any) -> None:
+    usual: dict[str, Any] = {"id": "a", "prompt": "p", "lyrics": "la", "duration": 30.0, "omega_scale": 0.0}
+    usual["seed"] = 1.0 if isinstance(value, float) else 1
+    row = usual | {"id": "b"} | {name: value}
+    together, alone = (
+        plan_rows(ManifestBatch("m", list(range(3 - len(rows), 3)), pa.Table.from_pylist(rows)), RESOLUTION)
+        for rows in ([usual, row], [row])
+    )
+    assert repr(together.planned.to_pylist()[1:]) == repr(alone.planned.to_pylist())
+    assert repr(together.rejects.to_pylist()) == repr(alone.rejects.to_pylist())
+
+
 def everything(storage: Storage, record: PlanRecord) -> list[Any]:
     """All that a plan wrote, but for the time of it."""
     return [
@@ -384,7 +409,7 @@ def everything(storage: Storage, record: PlanRecord) -> list[Any]:
 def test_any_number_of_processes_makes_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    monkeypatch.setattr("pipelines.manifest.BATCH_BYTES", 1 << 14)
+    monkeypatch.setattr("pipelines.manifest_files.BATCH_BYTES", 1 << 14)
     for name in ("a", "b"):
         count = 1500
         ids = [f"{name if n % 5 else 'x'}{n % 1400}" for n in range(count)]
@@ -473,6 +498,14 @@ def test_children_share_a_bucket_and_never_an_id(tmp_path: Path) -> None:
     assert messages["s7"].startswith("id: 's7' is not allowed; ")
 
 
+def test_a_column_that_goes_before_the_sweep_is_worth_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = table(2, guidance_scale=[3.0, None])
+    resolution = dataclasses.replace(RESOLUTION, sweep={"guidance_scale": [5, 7]})
+    record = make(manifest_of(tmp_path / "m.parquet", rows), Storage(str(tmp_path / "out")), resolution)
+    assert (record.rows, record.planned) == (2, 3)
+    assert "a column 'guidance_scale': rows with a value there are not swept over it" in caplog.text
+
+
 def test_names_that_come_late_are_checked_too(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     lines = [{"id": str(n), "prompt": "p"} for n in range(1200)]
@@ -484,7 +517,7 @@ def test_names_that_come_late_are_checked_too(tmp_path: Path) -> None:
 
 
 def test_rejects_are_in_the_manifest_s_order_with_their_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.manifest.BATCH_BYTES", 1 << 12)
+    monkeypatch.setattr("pipelines.manifest_files.BATCH_BYTES", 1 << 12)
     durations = [10.0 if n % 3 else 0.0 for n in range(300)]
     rows = pa.table({"id": [f"s{n % 290}" for n in range(300)], "prompt": ["p"] * 300, "duration": durations})
     storage = Storage(str(tmp_path / "out"))

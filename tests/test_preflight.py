@@ -85,7 +85,7 @@ def test_every_rule_finds_what_it_is_for_and_can_be_switched(rule: str, tokenize
     (row,) = told.warnings.to_pylist()
     assert expected in row["message"]
     assert (row["file"], row["row"], row["id"], row["rule"]) == ("m", 2, "b", rule)
-    assert (told.planned.num_rows, told.rejects.num_rows, told.warned) == (2, 0, 1)
+    assert (told.planned.num_rows, told.rejects.num_rows) == (2, 0)
 
     silent = judged(rows, rest, **tokenizers)
     assert (silent.planned.num_rows, silent.warnings.num_rows, silent.tally) == (2, 0, Tally())

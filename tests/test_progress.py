@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import progress as progress_module
-from pipelines.progress import Counts, Progress, duration_text
+from pipelines.progress import Counts, Progress
+from pipelines.quantities import duration_text
 from pipelines.storage import Storage
 from pipelines.summary import Summary, Times
 
@@ -39,12 +40,18 @@ def test_a_log_gets_lines_and_the_output_a_file(
     with caplog.at_level(logging.INFO):
         progress = Progress(Counts(10, 100.0), storage, "run", lambda: ticks.append(1))
         for number in range(5):
-            progress.add(made=number > 0, seconds=10.0)
+            if number:
+                progress.made(10.0, 9.9)
+            else:
+                progress.failed("internal", 10.0)
         time.sleep(0.2)
         running = json.loads(storage.get("progress.json"))
         progress.close("finished")
     assert (running["state"], running["songs_made"], running["songs_failed"]) == ("running", 4, 1)
     assert running["seconds_left"] is not None
+    assert running["failures"] == {"internal": 1}
+    assert running["audio_seconds"] == pytest.approx(4 * 9.9)
+    assert running["audio_seconds_left"] == 50.0
     assert json.loads(storage.get("progress.json"))["state"] == "finished"
     assert ticks
     assert "4 of 10 songs, 1 failed" in caplog.text
@@ -53,7 +60,7 @@ def test_a_log_gets_lines_and_the_output_a_file(
 
 def test_the_summary_says_what_happened_and_how_it_ends() -> None:
     summary = Summary("/out", "run", planned=10, already=3, made=5, audio_seconds=150.0, engines=2, rejected=1)
-    summary.times = Times(execution=30.0, generate=40.0, total=60.0)
+    summary.times = Times(execution=30.0, generate=40.0, wait=20.0, total=60.0)
     assert summary.exit_code == 0
     assert "5 songs made (3 were there already), 2 min 30 s of audio" in summary.text()
     assert "5.0 times real time with 2 engines" in summary.text()
@@ -65,6 +72,8 @@ def test_the_summary_says_what_happened_and_how_it_ends() -> None:
     assert "5 failed:" in text
     assert text.count("why") == 3
     assert "the rest is in /out/failed/" in text
+    summary.stopped = "the store is gone"
+    assert summary.exit_code == 4
     summary.signal, summary.stopped = 15, "SIGTERM"
     assert summary.exit_code == 143
     assert "stopped early: SIGTERM" in summary.text()

@@ -130,6 +130,7 @@ class Night:
         pq.write_table(pa.table(columns), self.manifest)
         self.kills: Counter[str] = Counter()
         self.starts = 0
+        self._job: subprocess.Popen[bytes] | None = None
 
     def command(self, output: str, *more: str) -> list[str]:
         """`generate`, in a process of its own."""
@@ -157,7 +158,7 @@ class Night:
             if job is None or job.poll() is not None:
                 if job is not None and job.returncode == 0:
                     return
-                assert job is None or job.returncode in (3, -9), self._log()
+                assert job is None or job.returncode in (4, -9), self._log()
                 job = self._start(command)
                 next_kill = float("inf")
             seen = self._songs(output, options)
@@ -193,7 +194,13 @@ class Night:
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         self.starts += 1
         with open(self._folder / "job.log", "ab") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            self._job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        return self._job
+
+    def stop(self) -> None:
+        """Whatever still runs."""
+        if self._job is not None:
+            _kill_tree(self._job)
 
     def _log(self) -> str:
         return (self._folder / "job.log").read_text(errors="replace")[-4000:]
@@ -276,6 +283,7 @@ def torture(kills: int, seed: int, songs: int, share: float) -> list[str]:
         print(f"{night.kills.total()} kills ({done}), {night.starts} starts of the job, {seconds:.0f} s", flush=True)
         return wrong
     finally:
+        night.stop()
         cluster.stop()
         if proxy is not None:
             proxy.kill()

@@ -13,7 +13,7 @@ from pipelines.export.facts import SETTINGS, Facts
 from pipelines.export.formats import Format
 from pipelines.export.names import audio_column
 from pipelines.export.record import ExportRecord, SplitRecord
-from pipelines.progress import duration_text
+from pipelines.quantities import duration_text, size_text
 
 DEFAULT_LICENSE = "other"
 
@@ -124,7 +124,7 @@ def _facts(record: ExportRecord, facts: Facts) -> dict[str, str]:
 
 def _files(split: SplitRecord) -> str:
     renditions = split.options["renditions"]
-    size = f"{split.bytes / 1e9:,.2f} GB" if split.bytes >= 1e8 else f"{split.bytes / 1e6:,.2f} MB"
+    size = size_text(split.bytes)
     facts, count = split.counted(), len(split.shards)
     size += f" in {count:,} shard{'s' if count != 1 else ''}"
     if renditions:

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.export.rendering import Song
-from pipelines.progress import duration_text
+from pipelines.quantities import duration_text
 
 logger = logging.getLogger(__name__)
 

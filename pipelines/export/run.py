@@ -23,7 +23,7 @@ from pipelines.export.resuming import open_record
 from pipelines.export.selection import Selection
 from pipelines.listing import objects_below
 from pipelines.plan import PlanRecord
-from pipelines.progress import duration_text
+from pipelines.quantities import duration_text
 from pipelines.storage import Storage
 
 logger = logging.getLogger(__name__)

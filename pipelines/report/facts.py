@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines import layout
 from pipelines.plan import PlanRecord
-from pipelines.progress import duration_text
+from pipelines.quantities import duration_text, size_text
 from pipelines.report.survey import Survey, moment
 from pipelines.report.troubles import Troubles
 from pipelines.storage import Storage
@@ -98,7 +98,7 @@ def figures(survey: Survey, troubles: Troubles, record: PlanRecord | None, runs:
     planned = f"of {record.planned:,} planned" if record else ""
     shown = [
         Figure("Songs", f"{survey.songs:,}", planned),
-        Figure("Audio", duration_text(survey.audio_seconds), _size(survey.bytes) if survey.bytes else ""),
+        Figure("Audio", duration_text(survey.audio_seconds), size_text(survey.bytes) if survey.bytes else ""),
     ]
     if survey.engine_seconds:
         shown.append(Figure("Times real time", f"{survey.timed_seconds / survey.engine_seconds:.1f}", "of one engine"))
@@ -133,7 +133,7 @@ def facts(survey: Survey, record: PlanRecord | None, runs: Sequence[Run]) -> lis
         end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%d %b %Y %H:%M}"
         lines.append(("First and last song", f"{first:%d %b %Y %H:%M}, {end} UTC"))
     if survey.songs:
-        average = f"{survey.audio_seconds / survey.songs:.1f} s, {_size(survey.bytes / survey.songs)}"
+        average = f"{survey.audio_seconds / survey.songs:.1f} s, {size_text(survey.bytes / survey.songs)}"
         lines.append(("A song on average", average))
     if runs:
         engines = [run.record["engines"] for run in runs if run.record.get("engines")]
@@ -169,14 +169,6 @@ def _listed(counts: Counter[str] | None) -> str:
         return next(iter(counts))
     shown = [f"{name} ({count:,})" for name, count in counts.most_common(4)]
     return ", ".join(shown) + (f" and {len(counts) - 4} more" if len(counts) > 4 else "")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 def _seconds(text: Any) -> float | None:
