@@ -273,14 +273,14 @@ def test_encoders_and_exports_that_are_killed(catalog: str, tmp_path: Path) -> N
     words = [catalog, str(tmp_path / "out"), "--as", *options]
     process, (encoder,) = half_way(words)
     encoder.kill()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert process.returncode == 4, said
     assert "a process that encodes was killed" in said
     assert "Traceback" not in said
 
     process, encoders = half_way(words)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=180)
     assert (process.returncode, said.count("Traceback")) == (130, 0), said
     assert "acestep export: interrupted" in said
 
@@ -288,7 +288,7 @@ def test_encoders_and_exports_that_are_killed(catalog: str, tmp_path: Path) -> N
     assert len(encoders) == 1
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(encoders, timeout=30)
+    _, alive = psutil.wait_procs(encoders, timeout=120)
     assert not alive, "they end with the one who started them"
     exported(catalog, tmp_path / "out", *options)
     exported(catalog, tmp_path / "whole", *options)

@@ -480,7 +480,8 @@ def test_an_engine_switches_adapters_rarely(tmp_path: Path) -> None:
         "label": list(range(200)),
         "lora": [chosen.choice([*adapters, None]) for _ in range(200)],
     }
-    manifest = manifest_of(tmp_path / "m.parquet", ["song"] * 200, **columns)
+    # While one batch is made the next one waits; batches that take no time would race for the engine.
+    manifest = manifest_of(tmp_path / "m.parquet", ["song slow:0.02"] * 200, **columns)
     summary = run_job(stand_in_config(plan__bucket_rows=100), manifest, str(tmp_path / "out"))
     assert (summary.exit_code, summary.made) == (0, 200)
     record = facts_of(str(tmp_path / "out"), "run")
