@@ -107,7 +107,7 @@ def stand_in_config(**changes: Any) -> RunConfig:
         "batch.max_batch_size": 4,
         "storage.attempts": 3,
         "lease.heartbeat_seconds": 0.5,
-        "lease.stale_seconds": 5,
+        "lease.stale_seconds": 20,
     }
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     config: dict[str, Any] = {}

@@ -25,7 +25,7 @@ from pipelines.lease import Lease, LeaseLostError, read_lease
 from pipelines.storage import Storage
 from tests.conftest import ROOT, S3
 
-TIMES = {"heartbeat_seconds": 0.1, "stale_seconds": 1.0, "settle_seconds": 0.2}
+TIMES = {"heartbeat_seconds": 0.2, "stale_seconds": 2.5, "settle_seconds": 0.4}
 
 CONTENDER = """
 import json, sys, time
@@ -33,7 +33,7 @@ from pipelines.errors import OutputError
 from pipelines.lease import Lease
 from pipelines.storage import Storage
 url, options, run, start, hold = json.loads(sys.argv[1])
-lease = Lease(Storage(url, options), run, heartbeat_seconds=0.2, stale_seconds=2.0, settle_seconds=0.4)
+lease = Lease(Storage(url, options), run, heartbeat_seconds=0.3, stale_seconds=6.0, settle_seconds=1.0)
 while time.time() < start:
     time.sleep(0.001)
 try:
@@ -124,7 +124,7 @@ def test_it_is_taken_renewed_and_given_back(storage: Storage) -> None:
 
 def test_of_two_processes_that_start_together_exactly_one_wins(storage: Storage) -> None:
     for _ in range(2):
-        start = time.time() + 2.5
+        start = time.time() + 4
         racers = [contender(storage, name, start, hold=0.6) for name in ("one", "two")]
         answers = [racer.communicate(timeout=60)[0] for racer in racers]
         assert sorted(answer.split()[0] for answer in answers) == ["held", "refused"], answers
@@ -264,7 +264,7 @@ def test_storage_that_fails_for_a_moment_is_borne(folder: Storage, monkeypatch: 
         failing = True
         time.sleep(0.5)
         lease.check()
-        time.sleep(0.8)
+        time.sleep(TIMES["stale_seconds"])
         with pytest.raises(LeaseLostError, match=r"could not be renewed for \d+ s"):
             lease.check()
         failing = False
