@@ -68,7 +68,7 @@ def job(manifest: str, output: str, ray_folder: str, *settings: str) -> subproce
 
 def wait_for_songs(output: str, process: subprocess.Popen[str], count: int = 1) -> None:
     """Until so many groups of songs are committed."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while len(Storage(output).keys("songs", ".parquet")) < count:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "no song was committed"

@@ -191,7 +191,7 @@ def test_ctrl_c_ends_a_run_with_what_is_finished_committed(tmp_path: Path, ray_f
     wait_for_songs(output, process)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=180)[0]
     assert process.returncode == 130, text
     assert "finishing the batches in work, for 60 s at most" in text
     assert "stopped early: SIGINT" in text

@@ -164,15 +164,15 @@ def test_a_second_signal_ends_at_once_and_leaves_nothing_by_halves(tmp_path: Pat
     assert process.poll() is None, "the batch in work takes 120 s"
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=60)[0]
-    assert time.monotonic() - started < 40
+    text = process.communicate(timeout=120)[0]
+    assert time.monotonic() - started < 75, "far below the time to drain"
     assert process.returncode == 143, text
     assert len(calls_in(calls)) > 1, "slow songs were in work"
     assert_whole(output, [f"s{number:02d}" for number in range(4)])
     assert not Storage(output).keys("failed")
     assert not Path(output, layout.LEASE).exists()
     assert facts_of(output)["state"] == "stopped"
-    assert not psutil.wait_procs(family, timeout=30)[1], "a process outlived the job"
+    assert not psutil.wait_procs(family, timeout=90)[1], "a process outlived the job"
 
 
 @pytest.mark.slow
