@@ -58,8 +58,8 @@ class Cluster:
         self._port = free_ports(1)[0]
         self._environment = os.environ | {
             "RAY_health_check_initial_delay_ms": "1000",
-            "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_failure_threshold": "5",
+            "RAY_health_check_period_ms": "2000",
+            "RAY_health_check_failure_threshold": "15",
             "RAY_AUTH_MODE": "disabled",
             "OMP_NUM_THREADS": "1",
         }
@@ -85,6 +85,12 @@ class Cluster:
     def add_node(self) -> None:
         """One more worker node."""
         self.nodes.append(self._start([f"--address={self.address}", "--num-cpus=3", '--resources={"engine": 1}']))
+
+    def heal(self) -> None:
+        """New nodes for those that ended by themselves: Ray gives up one that is too slow to answer."""
+        for node in [node for node in self.nodes if node.poll() is not None]:
+            self.nodes.remove(node)
+            self.add_node()
 
     def kill_node(self, number: int) -> None:
         """A node and all that runs there, as when its machine is taken away; another comes."""
@@ -161,6 +167,7 @@ class Night:
                 assert job is None or job.returncode in (4, -9), self._log()
                 job = self._start(command)
                 next_kill = float("inf")
+            cluster.heal()
             seen = self._songs(output, options)
             if seen != last_seen:
                 last, last_seen = time.monotonic(), seen
