@@ -58,6 +58,10 @@ class Step:
         (self.found if holds else self.wrong).append(found)
 
 
+class Stopped(Exception):
+    """A command ended as it should not: what comes after would say nothing."""
+
+
 class Rehearsal:
     """A folder with a manifest, and the steps done so far."""
 
@@ -108,12 +112,13 @@ class Rehearsal:
             _kill(process)
         step.seconds = time.perf_counter() - step.seconds
         step.out, err = (log.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
-        if step.code != code:
-            last = " ".join((err or step.out).split())[-300:]
-            step.wrong.append(f"exit code {step.code}, not {code}: ... {last}")
         if "Traceback" in err:
             step.wrong.append(f"a traceback in {log}.err")
         print(f"{step.name}: exit {step.code}, {step.seconds:.1f} s", flush=True)
+        if step.code != code:
+            last = " ".join((err or step.out).split())[-300:]
+            step.wrong.append(f"exit code {step.code}, not {code}: ... {last}")
+            raise Stopped
         return step
 
     def _processes(self) -> int:
@@ -341,6 +346,8 @@ def main(steps: int, keep: Path | None) -> None:
         started = time.perf_counter()
         try:
             rehearse(here)
+        except Stopped:
+            print("stopped")
         finally:
             show(here.table, time.perf_counter() - started)
     sys.exit(1 if any(step.wrong for step in here.table) else 0)
