@@ -58,7 +58,7 @@ class Step:
         (self.found if holds else self.wrong).append(found)
 
 
-class Stopped(Exception):
+class RehearsalError(Exception):
     """A command ended as it should not: what comes after would say nothing."""
 
 
@@ -118,7 +118,7 @@ class Rehearsal:
         if step.code != code:
             last = " ".join((err or step.out).split())[-300:]
             step.wrong.append(f"exit code {step.code}, not {code}: ... {last}")
-            raise Stopped
+            raise RehearsalError
         return step
 
     def _processes(self) -> int:
@@ -346,7 +346,7 @@ def main(steps: int, keep: Path | None) -> None:
         started = time.perf_counter()
         try:
             rehearse(here)
-        except Stopped:
+        except RehearsalError:
             print("stopped")
         finally:
             show(here.table, time.perf_counter() - started)
