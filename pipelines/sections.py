@@ -103,7 +103,7 @@ class RaySection(Section):
         default=None, description="Ray's runtime_env for the workers, such as {working_dir: .}."
     )
     no_progress_seconds: int = Field(
-        default=3600, description="Give up when nothing moves for so long (loading weights counts); -1: never.", ge=-1
+        default=7200, description="Give up when nothing moves for so long (loading weights counts); -1: never.", ge=-1
     )
 
 

@@ -17,7 +17,7 @@ For shorter deadlines it is as long as they are."""
 
 
 UNMEASURED_SECONDS = 3600.0
-"""What a batch may take at least where nothing was ever measured."""
+"""What a batch may take at least where nothing was ever measured; `ray.no_progress_seconds` must be longer."""
 
 
 class Watchdog:

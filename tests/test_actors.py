@@ -103,6 +103,15 @@ def test_a_batch_on_which_a_process_hung_is_left_and_its_song_alone_fails(tmp_pa
     assert (row["size"], outcome["error_class"], outcome["message"]) == (1, "timeout", "it hangs")
 
 
+def test_what_the_first_batch_took_is_the_measure_of_the_next(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, stopping=StoppingSection(batch_timeout_min_seconds=0.2))
+    list(stage(batch_of(plan_of(["rock"]))))
+    (row,) = [row for table in stage(batch_of(plan_of(["rock crawl:0.3"]))) for row in table.to_pylist()]
+    outcome = json.loads(row["outcome"])
+    assert outcome["error_class"] == "timeout"
+    assert "much longer than batches of its cost do; it was at step" in outcome["message"]
+
+
 def test_a_broken_device_ends_the_process_hard() -> None:
     code = (
         "from pipelines.actors import EngineActor; from acestep.request import GenerationRequest\n"
