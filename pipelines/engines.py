@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from acestep.result import ModelInfo
-from pipelines.config import DEFAULT_ENGINE, RunConfig
+from pipelines.config import RunConfig
+from pipelines.engine_config import DEFAULT_ENGINE
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
