@@ -44,6 +44,12 @@ ATTEMPTS = 3
 """How often a batch or song is tried when the process that works on it dies."""
 BLOCK_BYTES = 32 << 20
 """Songs gather to about so much before they go to an encoder: few enough for encoders to share a batch."""
+RAY_DATA_SETTINGS = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # What a killed run had reserved stays so for this long (Ray: 180 s), and its successor has only the rest.
+    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
+}
+"""Read by Ray where it is imported."""
 LOCAL_CPUS = 4
 """What a small machine is said to have at least: stages that each wait for a CPU would block each other on fewer."""
 
@@ -58,7 +64,8 @@ def connect(config: RunConfig) -> bool:
 
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name, value in RAY_DATA_SETTINGS.items():
+        os.environ.setdefault(name, value)
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR}
     if config.ray.runtime_env is not None:

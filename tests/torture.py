@@ -44,7 +44,7 @@ KINDS = {"engine": 5, "node": 2, "driver": 2, "store": 1}
 ENGINES = 2
 SLOW_SECONDS = 0.4
 """Of a song in the engine."""
-GAP_SECONDS = (0.5, 4.0)
+GAP_SECONDS = (0.5, 3.0)
 """Between two kills, while songs are made."""
 STORE_DOWN_SECONDS = 2.0
 STUCK_SECONDS = 300.0
@@ -305,12 +305,12 @@ def torture(kills: int, seed: int, songs: int, share: float) -> list[str]:
 @click.command()
 @click.option("--kills", default=50, show_default=True)
 @click.option("--seed", default=0, show_default=True, help="Of what is killed when.")
-@click.option("--songs", type=int, help="How many. [default: 12 for each kill, 60 at least]")
+@click.option("--songs", type=int, help="How many. [default: 24 for each kill, 60 at least]")
 @click.option("--share", default=0.2, show_default=True, help="Of the store's requests that fail.")
 def main(kills: int, seed: int, songs: int | None, share: float) -> None:
     """Make a catalog among kills, and hold it against an undisturbed one."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    wrong = torture(kills, seed, songs or max(60, 12 * kills), share)
+    wrong = torture(kills, seed, songs or max(60, 24 * kills), share)
     print("the catalogs are equal" if not wrong else "\n".join(wrong[:50]), flush=True)
     sys.exit(1 if wrong else 0)
 
