@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from acestep.device import (
     is_poisoned,
     parse_dtype,
 )
-from acestep.errors import ACEStepError, DeviceError, InvalidAudioError, OutOfMemoryError
+from acestep.errors import ACEStepError, CancelledError, DeviceError, InvalidAudioError, OutOfMemoryError
 from acestep.lora import Adapter
 from acestep.lora_stack import AdapterStack
 from acestep.making import Made, Prepared, Stopwatch, make_batch
@@ -34,6 +35,7 @@ from acestep.networks import Networks
 from acestep.request import GenerationRequest
 from acestep.result import GenerationFailure, GenerationResult, ModelInfo
 from acestep.sampling.denoise import Callback
+from acestep.sampling.leaving import Cancelled, Company
 from acestep.source import Source, load_source
 from acestep.tasks import edit_target, span_of
 from acestep.tokens import RequestTokenizer, Tokens
@@ -137,6 +139,7 @@ class Engine:
         tokens: Sequence[Tokens] | None = None,
         sources: Sequence[Source | None] | None = None,
         callback: Callback | None = None,
+        cancelled: Cancelled | None = None,
         decode: bool = True,
     ) -> list[Outcome]:
         """Make songs; the outcome of each request stands at its place.
@@ -147,6 +150,10 @@ class Engine:
             decode: False leaves the waveforms out: latents only.
             callback: called after each denoising step of each batch with (steps done, steps in all); an exception
                 that it raises ends the call and reaches the caller.
+            cancelled: asked before each batch, after each of its steps (after `callback`) and before each of its songs
+                is decoded; returns positions in `requests` that nobody wants any more, at once or bit by bit. A song
+                named before its batch is over leaves it and becomes a failure of class "cancelled"; the others go on,
+                faster. What it raises is as with `callback`.
 
         Raises:
             DeviceError: the device is broken; the process should end.
@@ -159,10 +166,10 @@ class Engine:
                 ready[position] = self._prepare(request, own_tokens, source)
             except Exception as error:
                 outcomes[position] = self._failure(request, error)
-        watch = _CallerWatch(callback) if callback is not None else None
+        caller = _Caller(callback, cancelled)
         for batch in self._batches(ready):
-            made = self._run([ready[position] for position in batch], watch, decode)
-            for position, outcome in zip(batch, made, strict=True):
+            made = self._run({position: ready[position] for position in batch}, caller, decode)
+            for position, outcome in made.items():
                 outcomes[position] = outcome
         self._trim_adapters()
         return [outcome for outcome in outcomes if outcome is not None]
@@ -188,32 +195,52 @@ class Engine:
             self.adapters.unload(name)
 
     def _batches(self, ready: dict[int, Prepared]) -> list[list[int]]:
-        items = [BatchItem(position, item.num_frames, item.request.batch_key()) for position, item in ready.items()]
+        def key(position: int) -> tuple:
+            item = ready[position]  # A task has one start for a whole batch, and a source has a span or a target, too.
+            return (position,) if item.source is not None else (item.request.task, *item.request.batch_key())
+
+        items = [BatchItem(position, item.num_frames, key(position)) for position, item in ready.items()]
         return form_batches(items, frame_budget=self.frame_budget, max_batch_size=self.max_batch_size)
 
-    def _run(self, batch: list[Prepared], watch: _CallerWatch | None, decode: bool) -> list[Outcome]:
-        """One batch, made in smaller ones where it does not fit or somebody in it fails."""
+    def _run(self, batch: dict[int, Prepared], caller: _Caller, decode: bool) -> dict[int, Outcome]:
+        """One batch by positions, made in smaller ones where it does not fit or somebody in it fails."""
+        company, size = Company(batch, caller.cancelled), len(batch)
+        outcomes: dict[int, Outcome] = {}
+        parts: list[list[int]] = []
         try:
-            stopwatch, first = Stopwatch(self.device), batch[0].request
+            company.ask()
+            stopwatch, first, size = Stopwatch(self.device), next(iter(batch.values())).request, len(company.members)
             self.adapters.activate({first.lora: first.lora_weight} if first.lora is not None else None)
-            songs = make_batch(self.networks, batch, stopwatch, watch, decode)
-            return [self._outcome(*pair, stopwatch.seconds, len(batch)) for pair in zip(batch, songs, strict=True)]
+            songs = make_batch(self.networks, batch, company, stopwatch, caller.callback, decode)
+            outcomes = {
+                position: self._outcome(batch[position], song, stopwatch.seconds, size)
+                for position, song in songs.items()
+            }
         except Exception as error:
-            if watch is not None and watch.raised is error:
+            if caller.raised is error:
                 raise
-            if len(batch) == 1 or is_poisoned(error):
-                return [self._failure(batch[0].request, error)]
-            if is_out_of_memory(error):
-                longest = max(item.num_frames for item in batch)
-                self.frame_budget = max(longest, longest * len(batch) // 2)
-                logger.warning("out of memory at %d songs; frame budget is now %d", len(batch), self.frame_budget)
-                parts = [batch[: (len(batch) + 1) // 2], batch[(len(batch) + 1) // 2 :]]
-            else:
-                logger.warning("a batch of %d failed (%s); trying its songs one by one", len(batch), error)
-                parts = [[item] for item in batch]
-        if self.device.type == "cuda":
+            if size == 1 or is_poisoned(error):
+                outcomes = {position: self._failure(batch[position].request, error) for position in company.members}
+            elif company.members:
+                parts = self._smaller(batch, company.members, size, error)
+        for position, message in company.left.items():
+            outcomes[position] = self._failure(batch[position].request, CancelledError(message))
+        if parts and self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [outcome for part in parts for outcome in self._run(part, watch, decode)]
+        for part in parts:
+            outcomes |= self._run({position: batch[position] for position in part}, caller, decode)
+        return outcomes
+
+    def _smaller(self, batch: dict[int, Prepared], members: list[int], size: int, error: Exception) -> list[list[int]]:
+        """How to try again after a batch that began with `size` songs failed, for those of it who are still there."""
+        if not is_out_of_memory(error):
+            logger.warning("a batch of %d failed (%s); trying its songs one by one", size, error)
+            return [[position] for position in members]
+        longest = max(item.num_frames for item in batch.values())
+        self.frame_budget = max(longest, longest * size // 2)
+        logger.warning("out of memory at %d songs; frame budget is now %d", size, self.frame_budget)
+        middle = (len(members) + 1) // 2
+        return [part for part in (members[:middle], members[middle:]) if part]
 
     def _outcome(self, item: Prepared, song: Made, timings: dict[str, float], size: int) -> Outcome:
         if not (torch.isfinite(song.waveform).all() and torch.isfinite(song.latents).all()):
@@ -245,16 +272,31 @@ class Engine:
         return GenerationFailure(request=request, error_class="internal", message=f"{type(error).__name__}: {error}")
 
 
-class _CallerWatch:
-    """Passes steps to the caller's callback and keeps what it raises apart from what the model raises."""
+class _Caller:
+    """What the caller wants to be asked and told; what that raises is kept apart from what the model raises."""
 
-    def __init__(self, callback: Callback):
+    def __init__(self, callback: Callback | None, cancelled: Cancelled | None):
         self.raised: Exception | None = None
-        self._callback = callback
+        self._callback, self._cancelled = callback, cancelled
+        self._unwanted: set[int] = set()
 
-    def __call__(self, done: int, total: int) -> None:
+    def callback(self, done: int, total: int) -> None:
+        """Tell of a step."""
+        if self._callback is not None:
+            with self._watched():
+                self._callback(done, total)
+
+    def cancelled(self) -> Collection[int]:
+        """All positions that were ever named."""
+        if self._cancelled is not None:
+            with self._watched():
+                self._unwanted.update(self._cancelled())
+        return self._unwanted
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
         try:
-            self._callback(done, total)
+            yield
         except Exception as error:
             self.raised = error
             raise

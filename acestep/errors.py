@@ -13,7 +13,8 @@ class ACEStepError(Exception):
     """Base of every error that this library raises on purpose."""
 
     error_class = "internal"
-    """One of input, out_of_memory, quality, storage, timeout, device, internal: the catalog's `error_class`."""
+    """One of input, out_of_memory, quality, storage, timeout, device, internal: the catalog's `error_class`; or
+    cancelled, which no batch job is."""
 
 
 class InvalidRequestError(ACEStepError, ValueError):
@@ -77,4 +78,6 @@ class BatchTimeoutError(ACEStepError):
 
 
 class CancelledError(ACEStepError):
-    """The caller's callback asked to stop between two steps."""
+    """Somebody wants it no more: the caller's callback asked to stop between two steps, or everybody left a batch."""
+
+    error_class = "cancelled"

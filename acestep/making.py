@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from acestep.networks import Networks
 from acestep.request import GenerationRequest
 from acestep.resample import resample
 from acestep.sampling.denoise import Callback, denoise
+from acestep.sampling.leaving import Company
 from acestep.sampling.noise import BatchNoise
 from acestep.source import Source
 from acestep.tasks import edit_latents, edit_target, keep_source, span_of, start_of
@@ -71,22 +72,36 @@ class Stopwatch:
 
 
 def make_batch(
-    networks: Networks, batch: Sequence[Prepared], stopwatch: Stopwatch, callback: Callback | None, decode: bool
-) -> list[Made]:
-    """The songs of a batch, in its order."""
-    latents = sample(networks, batch, stopwatch, callback)
-    songs = [latents[row : row + 1, ..., : item.num_frames] for row, item in enumerate(batch)]
-    if not decode:
-        return [Made(song[0].cpu(), torch.zeros(2, 0)) for song in songs]
-    with stopwatch("decode"), networks.at_work(networks.codec):
-        waveforms = [decode_song(networks, song, item) for song, item in zip(songs, batch, strict=True)]
-    return [Made(song[0].cpu(), waveform) for song, waveform in zip(songs, waveforms, strict=True)]
+    networks: Networks,
+    batch: Mapping[int, Prepared],
+    company: Company,
+    stopwatch: Stopwatch,
+    callback: Callback,
+    decode: bool,
+) -> dict[int, Made]:
+    """The songs of a batch whose members are the company; of those who stay in it to the end.
+
+    Raises:
+        CancelledError: when nobody did.
+    """
+    latents = sample(networks, [batch[member] for member in company.members], company, stopwatch, callback)
+    songs = {
+        member: latents[row : row + 1, ..., : batch[member].num_frames] for row, member in enumerate(company.members)
+    }
+    waveforms = dict.fromkeys(songs, torch.zeros(2, 0))
+    if decode:
+        with stopwatch("decode"), networks.at_work(networks.codec):
+            for member, song in songs.items():
+                company.ask()
+                if member in company.members:
+                    waveforms[member] = decode_song(networks, song, batch[member])
+    return {member: Made(songs[member][0].cpu(), waveforms[member]) for member in company.members}
 
 
 def sample(
-    networks: Networks, batch: Sequence[Prepared], stopwatch: Stopwatch, callback: Callback | None
+    networks: Networks, batch: Sequence[Prepared], company: Company, stopwatch: Stopwatch, callback: Callback
 ) -> torch.Tensor:
-    """Latents `[B, 8, 16, T]` on the device."""
+    """Latents `[B, 8, 16, T]` on the device, of the members who stay."""
     requests, sources = [item.request for item in batch], [item.source for item in batch]
     first, prompts, transformer = batch[0], networks.prompt_encoder, networks.transformer
     with networks.at_work(transformer):
@@ -98,9 +113,15 @@ def sample(
         with stopwatch("denoise"):
             seeds = [request.seed or 0 for request in requests]
             noise = BatchNoise(seeds, [item.noise_frames for item in batch], networks.device)
-            if target is not None and first.source is not None:
-                return edit_latents(transformer, condition, target, first.request, first.source, noise, callback)
-            return denoise(transformer, condition, requests, noise, callback, start_of(requests, sources, noise))
+            if target is None or first.source is None:
+                start = start_of(requests, sources, noise)
+                return denoise(transformer, condition, requests, noise, callback, start, company)
+
+            def after_step(done: int, total: int) -> None:  # An edit is alone: to leave is to end it.
+                callback(done, total)
+                company.after_step(done, total)
+
+            return edit_latents(transformer, condition, target, first.request, first.source, noise, after_step)
 
 
 def decode_song(networks: Networks, latents: torch.Tensor, item: Prepared) -> torch.Tensor:

@@ -228,8 +228,9 @@ class GenerationRequest(BaseModel):
             *(self.is_guided, self.is_double),
             *(self.use_erg_tag, self.use_erg_lyric, self.use_erg_diffusion, self.sample_rate),
             *((self.lora, self.lora_weight) if self.lora is not None else ()),
-            # A source has a length of its own: such a request goes alone.
-            *((self.task, self.source, self.seed) if self.source is not None else ()),
+            self.task,
+            # A source has a length of its own, and a span or a target: such a request goes alone.
+            *((self.model_dump_json(),) if self.source is not None else ()),
         )
 
     def resolved(self) -> GenerationRequest:

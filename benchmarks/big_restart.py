@@ -97,7 +97,7 @@ def first_batch(words: list[str], folder: Path) -> tuple[float, int, int]:
 @click.option("--songs", default=1_000_000, show_default=True)
 def main(songs: int) -> None:
     """Print a line for each start."""
-    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.environ["RAY_TMPDIR"] = folder
         manifest, output = Path(folder, "manifest.parquet"), Path(folder, "out")
         write_manifest(manifest, songs)

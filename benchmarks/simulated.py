@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from acestep.frames import num_samples
 from acestep.request import GenerationRequest
-from acestep.result import GenerationResult, ModelInfo
+from acestep.result import GenerationFailure, GenerationResult, ModelInfo
+
+STEPS = 20
+"""That it says it takes."""
 
 
 class Engine:
@@ -45,14 +48,30 @@ class Engine:
         return self._load_seconds
 
     def generate(
-        self, requests: Sequence[GenerationRequest], callback: Callable[[int, int], None] | None = None
-    ) -> list[GenerationResult]:
+        self,
+        requests: Sequence[GenerationRequest],
+        callback: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], Collection[int]] | None = None,
+    ) -> list[GenerationResult | GenerationFailure]:
         if calls := os.environ.get("SIMULATED_CALLS"):
             with open(calls, "a", encoding="utf-8") as file:
                 file.write(f"{len(requests)}\n")
         ends = time.monotonic() + self._batch_seconds + self._song_seconds * len(requests)
-        songs = [self._song(request, len(requests)) for request in requests]
-        time.sleep(max(0.0, ends - time.monotonic()))
+        songs: list[GenerationResult | GenerationFailure] = [self._song(each, len(requests)) for each in requests]
+        if callback is None and cancelled is None:
+            time.sleep(max(0.0, ends - time.monotonic()))
+            return songs
+        left: set[int] = set()
+        for step in range(1, STEPS + 1):
+            time.sleep(max(0.0, (ends - time.monotonic()) / (STEPS + 1 - step)))
+            if callback is not None:
+                callback(step, STEPS)
+            left |= set(cancelled() if cancelled is not None else ())
+            if len(left) == len(songs):
+                break
+        for position in left:
+            failure = GenerationFailure(request=requests[position], error_class="cancelled", message="cancelled")
+            songs[position] = failure
         return songs
 
     def _song(self, request: GenerationRequest, size: int) -> GenerationResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "compact": "Merge a catalog's many small row files into one a bucket.",
     "report": "Write a page about a catalog, with players and pictures.",
     "export": "Deliver a catalog as Hugging Face Parquet, WebDataset, audiofolder or JSONL.",
+    "serve": "Serve the HTTP API and a page to make songs on, on this machine.",
     "song": "Make one song from a prompt, on this machine.",
     "weights": "Look at a checkpoint, or bring a complete one to a folder.",
 }
@@ -40,13 +42,43 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"max_content_width": 110})
+@click.group(cls=LazyGroup, context_settings={"max_content_width": 110}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="acestep")
-def main() -> None:
-    """Music from text with ACE-Step v1: one song, or a catalog of millions on Ray.
+@click.option("--port", type=int, help="Of the page. [default: 7865]")
+@click.option("--server_name", help="Address to listen on. [default: 127.0.0.1]")
+@click.option("--checkpoint_path", help="tiny, a folder, a hub id or an fsspec URL. [default: tiny]")
+@click.option("--device_id", type=int, help="Which GPU.")
+@click.option("--bf16", type=bool, help="bfloat16 (true) or float32 (false).")
+@click.option("--torch_compile", type=bool, help="Compile the transformer.")
+@click.option("--cpu_offload", type=bool, help="Less GPU memory, slower.")
+@click.pass_context
+def main(context: click.Context, **options: Any) -> None:
+    """Music from text with ACE-Step v1: one song, a server, or a catalog of millions on Ray.
 
-    `acestep COMMAND --help` says more.
+    `acestep COMMAND --help` says more. Without a command it serves the page, as `acestep serve` does; the options here
+    are those of the model's own app.
     """
+    given = {name: value for name, value in options.items() if value is not None}
+    if context.invoked_subcommand is not None:
+        if given:
+            raise click.UsageError(
+                f"--{next(iter(given))} goes without a command; see `acestep {context.invoked_subcommand} --help`"
+            )
+        return
+    from jobs.serve import start
+
+    settings = {"torch_compile": "model.torch_compile", "cpu_offload": "model.cpu_offload"}
+    overrides = [f"{setting}={given[name]}" for name, setting in settings.items() if name in given]
+    if "bf16" in given:
+        overrides.append(f"model.dtype={'bfloat16' if given['bf16'] else 'float32'}")
+    if "device_id" in given:
+        overrides += [f"model.device=cuda:{given['device_id']}", "resources.num_gpus=1"]
+    start(
+        overrides=tuple(overrides),
+        checkpoint=given.get("checkpoint_path"),
+        host=given.get("server_name"),
+        port=given.get("port"),
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from acestep.errors import ACEStepError, CheckpointError, DeviceError
@@ -61,15 +61,20 @@ class EngineActor:
         logger.info("engine ready after %.1f s: %s on %s", self.load_seconds, self.engine.model, self.device_name)
 
     def generate(
-        self, requests: Sequence[GenerationRequest], callback: Callback | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        callback: Callback | None = None,
+        cancelled: Callable[[], Collection[int]] | None = None,
     ) -> list[GenerationResult | GenerationFailure]:
         """Make songs, outcomes in the order of the requests; never raises but ends the process with the device.
 
         Args:
             callback: called after each denoising step; an error of ours that it raises fails the whole batch with it.
+            cancelled: asked after each step for positions that nobody wants any more.
         """
+        options = {"cancelled": cancelled} if cancelled is not None else {}
         try:
-            outcomes = self.engine.generate(list(requests), callback=callback)
+            outcomes = self.engine.generate(list(requests), callback=callback, **options)
         except DeviceError as error:
             self.die(error.error_class, f"the device is broken: {error}")
         except Exception as error:

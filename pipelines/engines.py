@@ -10,8 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from acestep.result import ModelInfo
-from pipelines.config import RunConfig
-from pipelines.engine_config import DEFAULT_ENGINE
+from pipelines.engine_config import DEFAULT_ENGINE, EngineConfig
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def engine_class(path: str) -> Any:
         raise ConfigError(f"engine: {path!r} is not allowed; it cannot be imported ({error})") from error
 
 
-def describe_model(config: RunConfig) -> ModelInfo:
+def describe_model(config: EngineConfig) -> ModelInfo:
     """What the songs of a config will say of their model.
 
     An engine that needs no checkpoint of ours says so itself, with a class method
@@ -50,7 +49,7 @@ def describe_model(config: RunConfig) -> ModelInfo:
     return ModelInfo(checkpoint.name, checkpoint.fingerprint(config.dtype), config.dtype, checkpoint.random_weights)
 
 
-def tokenizers_of(config: RunConfig) -> tuple[str | None, str | None]:
+def tokenizers_of(config: EngineConfig) -> tuple[str | None, str | None]:
     """Paths of the prompt tokenizer and of the lyric vocabulary; None where the engine does not say which it has.
 
     Raises:
@@ -62,7 +61,7 @@ def tokenizers_of(config: RunConfig) -> tuple[str | None, str | None]:
     return str(checkpoint.folder("text_encoder") / "tokenizer.json"), str(checkpoint.lyric_vocab)
 
 
-def _checkpoint(config: RunConfig) -> Checkpoint:
+def _checkpoint(config: EngineConfig) -> Checkpoint:
     from acestep.checkpoint import Checkpoint
 
     model = config.model

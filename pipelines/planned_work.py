@@ -25,11 +25,11 @@ from pipelines.work import DECODE_TFLOP, FRAME_SECONDS, PASS_TFLOP, added_frames
 _THREADS = 4
 _SAME = (
     *("num_inference_steps", "scheduler", "guidance", "guidance_interval", "sample_rate"),
-    *("use_erg_tag", "use_erg_lyric", "use_erg_diffusion", "lora"),
+    *("use_erg_tag", "use_erg_lyric", "use_erg_diffusion", "lora", "task"),
 )
 """Columns in which the songs of a batch agree, beside those that `_groups` looks at more closely."""
 _BESIDE_LORA = ("lora_weight",)
-_BESIDE_SOURCE = ("task", "source", "seed")
+_BESIDE_SOURCE = ("id",)
 _OF_PASSES = ("task", "guidance_interval", "variance", "reference_strength", "edit_n_min", "edit_n_max", "edit_n_avg")
 _OTHERS = ("oss_steps", "guidance_scale", "guidance_scale_text", "guidance_scale_lyric", "extend_left", "extend_right")
 COLUMNS = ("num_frames", *dict.fromkeys((*_SAME, *_BESIDE_LORA, *_BESIDE_SOURCE, *_OF_PASSES, *_OTHERS)))

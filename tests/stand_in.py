@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,10 @@ class Engine:
         return "stand-in"
 
     def generate(
-        self, requests: list[GenerationRequest], callback: Callable[[int, int], None] | None = None
+        self,
+        requests: list[GenerationRequest],
+        callback: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], Collection[int]] | None = None,
     ) -> list[GenerationResult | GenerationFailure]:
         if self.calls:
             with open(self.calls, "a", encoding="utf-8") as file:

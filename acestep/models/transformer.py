@@ -62,7 +62,7 @@ class TransformerConfig:
         return cls(**{name: value for name, value in config.items() if name in known})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Condition:
     """What the frames attend to: per block the keys and values of the condition, and which tokens are real."""
 
@@ -74,6 +74,12 @@ class Condition:
         """The first `count` rows of the batch."""
         mask = None if self.mask is None else self.mask[:count]
         return Condition([(key[:count], value[:count]) for key, value in self.keys_and_values], mask)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows (their indices), in place: block by block, so that memory never holds it all twice."""
+        for block, (key, value) in enumerate(self.keys_and_values):
+            self.keys_and_values[block] = key[rows], value[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
 
 
 class ACEStepTransformer(nn.Module):

@@ -6,9 +6,9 @@ Sums are in float32 (the original projects in float64, which accelerators are sl
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
+
+from acestep.sampling.leaving import Remainder
 
 APG_MOMENTUM = -0.75
 APG_NORM_THRESHOLD = 2.5
@@ -59,21 +59,31 @@ def double_condition(
     return (1 - text) * uncond + (text - lyric) * text_only + lyric * cond
 
 
-def make_guidance(kind: str) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]:
-    """The guidance of one sampling run: `guide(cond, uncond, scale, step_index)`, remembering what it must."""
-    if kind == "cfg":
-        return lambda cond, uncond, scale, index: cfg(cond, uncond, scale)
-    if kind == "cfg_star":
-        return lambda cond, uncond, scale, index: cfg_star(cond, uncond, scale, index <= CFG_STAR_ZERO_STEPS)
-    assert kind == "apg", kind  # GenerationRequest lets no other through
-    running: torch.Tensor | None = None
+class Guidance:
+    """The guidance of one sampling run, remembering what it must."""
 
-    def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: torch.Tensor, index: int) -> torch.Tensor:
-        nonlocal running
-        guided, running = apg(cond, uncond, scale, running)
+    def __init__(self, kind: str):
+        self._kind = kind
+        self._running: torch.Tensor | None = None
+
+    def __call__(self, cond: torch.Tensor, uncond: torch.Tensor, scale: torch.Tensor, index: int) -> torch.Tensor:
+        """The guided prediction of evaluation `index`."""
+        if self._kind == "cfg":
+            return cfg(cond, uncond, scale)
+        if self._kind == "cfg_star":
+            return cfg_star(cond, uncond, scale, index <= CFG_STAR_ZERO_STEPS)
+        guided, self._running = apg(cond, uncond, scale, self._running)
         return guided
 
-    return guide
+    def keep(self, remainder: Remainder) -> None:
+        """Go on with who remains of the batch."""
+        self._running = None if self._running is None else remainder(self._running)
+
+
+def make_guidance(kind: str) -> Guidance:
+    """The guidance of a request's `guidance`."""
+    assert kind in ("apg", "cfg", "cfg_star"), kind  # GenerationRequest lets no other through
+    return Guidance(kind)
 
 
 def guided_steps(num_inference_steps: int, interval: float) -> range:

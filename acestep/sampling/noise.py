@@ -35,6 +35,11 @@ class BatchNoise:
         other.num_frames = (num_frames,) * len(self.num_frames)
         return other
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with the items in these rows; the others' generators are dropped."""
+        self.num_frames = tuple(self.num_frames[row] for row in rows)
+        self._generators = [self._generators[row] for row in rows]
+
     def frame_mask(self) -> torch.Tensor | None:
         """1 on each item's own frames, float32 `[B, T]`; None when all are equally long."""
         if len(set(self.num_frames)) == 1:

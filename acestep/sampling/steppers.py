@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from acestep.sampling.leaving import Remainder
 from acestep.sampling.schedule import TIMESTEPS
 
 
@@ -33,6 +34,9 @@ class Stepper(Protocol):
     def step(self, index: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
         """Latents `[B, 8, 16, T]` after evaluation `index`."""
 
+    def keep(self, remainder: Remainder) -> None:
+        """Go on with who remains of the batch."""
+
 
 class Granularity:
     """The original's omega: keeps the mean of a step and rescales the rest by a logistic of `omega` (`[B]`)."""
@@ -49,6 +53,11 @@ class Granularity:
         count = self.mask.sum(dim=-1, keepdim=True) * math.prod(delta.shape[1:3])
         mean = delta.sum(dim=(1, 2, 3), keepdim=True) / count
         return ((delta - mean) * self.factor + mean) * self.mask
+
+    def keep(self, remainder: Remainder) -> None:
+        """Go on with who remains of the batch."""
+        self.factor = remainder(self.factor)
+        self.mask = None if self.mask is None else remainder(self.mask)
 
 
 class _OneVelocityAStep:
@@ -72,6 +81,9 @@ class EulerStepper(_OneVelocityAStep):
 
     def step(self, index: int, latents: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
         return latents + self._granularity(velocity * (self.sigmas[index + 1] - self.sigmas[index]))
+
+    def keep(self, remainder: Remainder) -> None:
+        self._granularity.keep(remainder)
 
 
 class HeunStepper:
@@ -99,6 +111,12 @@ class HeunStepper:
         (start, first), self._start = self._start, None
         return start + self._granularity((first + velocity) * (0.5 * size))
 
+    def keep(self, remainder: Remainder) -> None:
+        self._granularity.keep(remainder)
+        if self._start is not None:
+            latents, velocity = self._start
+            self._start = (remainder(latents), remainder(velocity))
+
 
 class PingPongStepper(_OneVelocityAStep):
     """Jumps to the predicted music and back up with fresh noise."""
@@ -111,6 +129,9 @@ class PingPongStepper(_OneVelocityAStep):
         clean = latents - self.sigmas[index] * velocity
         following = self.sigmas[index + 1]
         return (1 - following) * clean + following * self._draw_noise()
+
+    def keep(self, remainder: Remainder) -> None:
+        """Nothing is remembered here; what is drawn from must know who remains."""
 
 
 def make_stepper(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from acestep.sampling.leaving import Remainder
 from acestep.sampling.schedule import chosen_sigmas, flow_sigmas, shifted
 
 
@@ -22,6 +23,10 @@ class Kept:
     noise: torch.Tensor
     new: torch.Tensor
     """True on the frames to be made, `[B, 1, 1, T]`."""
+
+    def of(self, remainder: Remainder) -> Kept:
+        """The same for who remains of the batch."""
+        return Kept(remainder(self.source), remainder(self.noise), remainder(self.new))
 
     def line(self, sigma: float) -> torch.Tensor:
         """Source and noise mixed as they stand at `sigma`."""

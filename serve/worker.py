@@ -1,0 +1,220 @@
+"""`Worker`: an engine that asks a gateway for work for as long as it lives. Knows neither Ray nor HTTP.
+
+Three kinds of threads, so that the engine only waits when there is nothing to do: one asks and generates, one says how
+far it is and hears who was cancelled, and some encode and put away what was made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from acestep.request import GenerationRequest
+from acestep.result import GenerationResult
+from pipelines.actors import EngineActor
+from pipelines.attempts import Attempts, Outcome, Verdict
+from pipelines.sections import BestOfSection
+from pipelines.speed import SpeedKey, SpeedTable
+from pipelines.storage import Storage
+from pipelines.watchdog import Watchdog
+from pipelines.work import Work
+from serve.delivering import Deliverer
+from serve.settings import ServeConfig
+from serve.source_files import SourceFiles
+from serve.work import Assignment, Delivery, Report
+
+logger = logging.getLogger(__name__)
+
+Call = Callable[..., Any]
+"""Calls a method of the gateway by name and waits for the answer; raises when it cannot be reached."""
+
+BEAT_SECONDS = 0.25
+RETRY_SECONDS = 0.5
+DELIVERERS = 2
+_DELIVERY_ATTEMPTS = 120
+
+
+class Worker:
+    """See the module.
+
+    Args:
+        name: of this engine, among all that the gateway ever hears of.
+    """
+
+    def __init__(self, actor: EngineActor, config: ServeConfig, storage: Storage, call: Call, name: str):
+        self.name = name
+        self._actor, self._config, self._call = actor, config, call
+        self._attempts = Attempts(config.quality, BestOfSection())
+        self._deliverer = Deliverer(config, storage)
+        self._sources = SourceFiles(storage)
+        self._speeds = SpeedTable.load()
+        self._speed_key = SpeedKey(
+            actor.engine.model.name, actor.engine.model.fingerprint, actor.device_name, config.dtype
+        )
+        self._hands: dict[str, list[str]] = {}
+        """Songs by batch that are neither delivered nor cancelled."""
+        self._cancelled: set[str] = set()
+        self._running: tuple[str | None, int, int] = (None, 0, 0)
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(DELIVERERS, thread_name_prefix="deliver")
+        self._threads = [
+            threading.Thread(target=each, name=each.__name__, daemon=True) for each in (self._work, self._beat)
+        ]
+
+    def start(self) -> None:
+        """Begin asking for work."""
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """False when it has come to an end that nobody asked for."""
+        return self._stop.is_set() or all(thread.is_alive() for thread in self._threads)
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more work, finish what is in hand, and say goodbye; False if it took too long."""
+        self._stop.set()
+        deadline = time.monotonic() + seconds
+        self._threads[0].join(seconds)
+        self._pool.shutdown(wait=False)
+        while self._hands and time.monotonic() < deadline:
+            time.sleep(0.05)
+        is_done = not self._hands and not self._threads[0].is_alive()
+        if is_done:
+            self._call("left", self.name)
+        return is_done
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                assignment = self._call("take", self.name)
+            except Exception as error:
+                logger.warning("the gateway cannot be reached (%s); asking again", type(error).__name__)
+                time.sleep(RETRY_SECONDS)
+                continue
+            if assignment is None:
+                continue
+            try:
+                self._make(assignment)
+            except Exception:
+                logger.exception("batch %s failed", assignment.batch)
+                said = ("internal", "the server failed on this song; its log says why")
+                ids = [str(order.request.id) for order in assignment.orders]
+                self._hand_over(assignment.batch, [Delivery(id, error=said) for id in ids])
+            finally:
+                self._running = (None, 0, 0)
+
+    def _make(self, assignment: Assignment) -> None:
+        if assignment.offline is not None:
+            self._make_offline(assignment)
+            return
+        ids = [str(order.request.id) for order in assignment.orders]
+        self._hands[assignment.batch] = list(ids)
+        requests = [self._sources.located(order.request, order.source) for order in assignment.orders]
+        started = time.monotonic()
+        verdicts = self._attempts.make(
+            requests, [None] * len(requests), lambda asked: self._generate(list(asked), assignment.batch)
+        )
+        frames = sum(request.num_frames for request in requests)
+        self._tell("measured", frames, time.monotonic() - started)
+        for order, verdict in zip(assignment.orders, verdicts, strict=True):
+            self._pool.submit(self._deliver, assignment.batch, order, verdict)
+
+    def _generate(self, requests: list[GenerationRequest], batch: str) -> Sequence[Outcome]:
+        def progress(done: int, total: int) -> None:
+            self._running = (batch, done, total)
+            watched(done, total)
+
+        def cancelled() -> list[int]:
+            if not self._cancelled:
+                return []
+            return [position for position, request in enumerate(requests) if request.id in self._cancelled]
+
+        cost, started = Work.of(requests), time.monotonic()
+        speed = self._speeds.find(self._speed_key)
+        queue = self._config.queue
+        watchdog = Watchdog(
+            speed,
+            factor=queue.batch_timeout_factor,
+            min_seconds=queue.batch_timeout_min_seconds,
+            give_up=lambda reason: self._actor.die("timeout", reason),
+        )
+        self._running = (batch, 0, 0)
+        with watchdog.watch(cost) as watched:
+            outcomes = self._actor.generate(requests, progress, cancelled)
+        if all(isinstance(outcome, GenerationResult) for outcome in outcomes):
+            self._speeds.observe(self._speed_key, cost, time.monotonic() - started, len(requests))
+        return outcomes
+
+    def _make_offline(self, assignment: Assignment) -> None:
+        assert assignment.offline is not None
+        self._hands[assignment.batch] = []
+        try:
+            outcomes = self._generate(assignment.offline, assignment.batch)
+            self._pool.submit(self._hand_over_offline, assignment.batch, outcomes)
+        except BaseException:
+            self._hands.pop(assignment.batch, None)
+            raise
+
+    def _deliver(self, batch: str, order: Any, verdict: Verdict) -> None:
+        id = str(order.request.id)
+        if id in self._cancelled:
+            delivery = Delivery(id, error=("cancelled", "cancelled"))
+        else:
+            delivery = self._deliverer.delivery(order, verdict, self._sources)
+        self._hand_over(batch, [delivery])
+
+    def _hand_over(self, batch: str, deliveries: list[Delivery]) -> None:
+        for _ in range(_DELIVERY_ATTEMPTS):  # A gateway that is started anew takes a while.
+            try:
+                self._call("delivered", self.name, batch, deliveries)
+                break
+            except Exception as error:
+                logger.warning("the gateway cannot be told of %s (%s)", deliveries[0].id, type(error).__name__)
+                time.sleep(RETRY_SECONDS)
+        over = {delivery.id for delivery in deliveries}
+        left = [id for id in self._hands.get(batch, []) if id not in over]
+        if left:
+            self._hands[batch] = left
+        else:
+            self._hands.pop(batch, None)
+        self._cancelled -= over
+
+    def _hand_over_offline(self, batch: str, outcomes: Sequence[Outcome]) -> None:
+        try:
+            self._tell("offline_delivered", self.name, batch, [_portable(outcome) for outcome in outcomes])
+        finally:
+            self._hands.pop(batch, None)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        try:
+            self._call(method, *arguments)
+        except Exception as error:
+            logger.warning("the gateway cannot be told (%s: %s)", method, type(error).__name__)
+
+    def _beat(self) -> None:
+        while not self._stop.is_set() or self._hands:
+            time.sleep(BEAT_SECONDS)
+            batch, step, steps = self._running
+            hands = {batch: list(ids) for batch, ids in list(self._hands.items())}
+            try:
+                self._cancelled |= set(self._call("report", Report(self.name, hands, batch, step, steps)))
+            except Exception as error:
+                logger.debug("the gateway cannot be reached (%s)", type(error).__name__)
+
+
+def _portable(outcome: Outcome) -> Outcome:
+    """With arrays instead of tensors: whoever gets it need not have torch, and shared memory holds it once."""
+    if not isinstance(outcome, GenerationResult):
+        return outcome
+    waveform: Any = outcome.waveform
+    latents: Any = outcome.latents
+    arrays = {
+        name: value.numpy() for name, value in (("waveform", waveform), ("latents", latents)) if hasattr(value, "numpy")
+    }
+    return dataclasses.replace(outcome, **arrays)
