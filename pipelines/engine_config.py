@@ -38,7 +38,9 @@ _NOT_DEFAULTS = ("id", "prompt")
 class EngineConfig(Section):
     """Engines, what they are asked for by default, and what becomes of their songs."""
 
-    engine: str = Field(default=DEFAULT_ENGINE, description="Import path of the engine's class.")
+    engine: str = Field(
+        default=DEFAULT_ENGINE, description="Import path of the engine's class, or serve://<application>."
+    )
     model: ModelSection = Field(default_factory=ModelSection, description="Which weights.")
     defaults: dict[str, Any] = Field(
         default_factory=dict, description="Any setting of a request; a row of the manifest goes before it."
@@ -60,8 +62,8 @@ class EngineConfig(Section):
     @field_validator("engine")
     @classmethod
     def _is_an_import_path(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", value):
-            raise ValueError(f"it must be like {DEFAULT_ENGINE}")
+        if not re.fullmatch(r"[\w.]+:\w+|\w+://[\w.-]+", value):
+            raise ValueError(f"it must be like {DEFAULT_ENGINE}, or like serve://acestep for one that is running")
         return value
 
     @field_validator("defaults")
@@ -112,6 +114,13 @@ class EngineConfig(Section):
         if (self.model.device or "").startswith("cuda") and not self.resources.num_gpus:
             allowed = "engines have no GPU while resources.num_gpus is 0"
             raise ProblemsError([Problem("model.device", self.model.device, allowed)])
+        return self
+
+    @model_validator(mode="after")
+    def _running_engine_has_gpus_of_its_own(self) -> Self:
+        if "://" in self.engine and self.resources.num_gpus:
+            allowed = f"the engine {self.engine} has GPUs of its own: 0"
+            raise ProblemsError([Problem("resources.num_gpus", self.resources.num_gpus, allowed)])
         return self
 
     @property

@@ -8,7 +8,6 @@ serve deploy configs/serve.yaml
 from typing import Any
 
 from ray import serve
-from ray.serve.handle import DeploymentHandle  # noqa: F401 - part of what a reader looks for here
 
 from serve.gateway import EngineReplica, Gateway, engines_wanted
 from serve.settings import ServeConfig
@@ -16,6 +15,8 @@ from serve.settings import ServeConfig
 MAX_CALLS = 10_000
 """Callers, watchers and engines that the gateway answers at once; what may wait is limited by its queue."""
 GATEWAY_CPUS = 0.5
+LOGGING = {"enable_access_log": False}
+"""Engines call four times a second; what clients ask for has an audit log of its own."""
 
 
 def build(args: ServeConfig) -> serve.Application:
@@ -27,6 +28,7 @@ def build(args: ServeConfig) -> serve.Application:
         "ray_actor_options": {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus},
         "graceful_shutdown_timeout_s": scaling.drain_seconds + 10,
         "health_check_period_s": 5,
+        "logging_config": LOGGING,
     }
     if scaling.min_engines == scaling.max_engines:
         engine["num_replicas"] = scaling.min_engines
@@ -53,5 +55,6 @@ def build(args: ServeConfig) -> serve.Application:
         graceful_shutdown_timeout_s=20,
         health_check_period_s=2,
         health_check_timeout_s=20,
+        logging_config=LOGGING,
     )(serve.ingress()(Gateway))
     return gateway.bind(args, engines)

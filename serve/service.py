@@ -52,7 +52,6 @@ class Service:
         self.pool = Pool(config.queue.engine_timeout_seconds)
         self.metrics = ServerMetrics(self)
         self.started = time.time()
-        self.was_ready = False
         self._songs: dict[str, tuple[Job, Song]] = {}
         """Those that are wanted, by ticket."""
         self._offline: OrderedDict[str, tuple[list[GenerationRequest], asyncio.Future[Any], float]] = OrderedDict()
@@ -81,8 +80,8 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether an engine is warm; with scale to zero, whether one was: the next request wakes another."""
-        return self.pool.engines > 0 or (self.was_ready and self.config.scaling.min_engines == 0)
+        """Whether an engine is warm, or the next request wakes one."""
+        return self.pool.engines > 0 or self.config.scaling.min_engines == 0
 
     @property
     def load(self) -> int:
@@ -161,7 +160,6 @@ class Service:
 
     async def take(self, engine: str) -> Assignment | None:
         """Work for an engine that has none: songs that somebody waits for before all else; None: ask again."""
-        self.was_ready = True
         deadline = time.monotonic() + TAKE_SECONDS
         while (left := deadline - time.monotonic()) > 0:
             self.pool.hear(engine, time.monotonic())

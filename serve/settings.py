@@ -102,6 +102,13 @@ class ServeConfig(EngineConfig):
     sources: SourcesSection = Field(default_factory=SourcesSection, description="Audio that songs may begin with.")
     auth: AuthSection = Field(default_factory=AuthSection, description="Who may call.")
 
+    def shown(self) -> dict[str, Any]:
+        """The config as it may be written down: without what may hold secrets."""
+        shown = super().shown()
+        shown["sources"].pop("storage_options")
+        shown["auth"].pop("keys")
+        return shown
+
     @field_validator("model", mode="before")
     @classmethod
     def _checkpoint_by_name(cls, value: Any) -> Any:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from acestep.request import GenerationRequest
-from acestep.result import GenerationResult
+from acestep.result import GenerationFailure, GenerationResult
 from pipelines.actors import EngineActor
 from pipelines.attempts import Attempts, Outcome, Verdict
 from pipelines.sections import BestOfSection
@@ -103,11 +103,19 @@ class Worker:
                 self._make(assignment)
             except Exception:
                 logger.exception("batch %s failed", assignment.batch)
-                said = ("internal", "the server failed on this song; its log says why")
-                ids = [str(order.request.id) for order in assignment.orders]
-                self._hand_over(assignment.batch, [Delivery(id, error=said) for id in ids])
+                self._give_up(assignment, "internal", "the server failed on this song; its log says why")
             finally:
                 self._running = (None, 0, 0)
+
+    def _give_up(self, assignment: Assignment, error_class: str, message: str) -> None:
+        if assignment.offline is not None:
+            failed = [
+                GenerationFailure(request=each, error_class=error_class, message=message) for each in assignment.offline
+            ]
+            self._hand_over_offline(assignment.batch, failed)
+        else:
+            ids = [str(order.request.id) for order in assignment.orders]
+            self._hand_over(assignment.batch, [Delivery(id, error=(error_class, message)) for id in ids])
 
     def _make(self, assignment: Assignment) -> None:
         if assignment.offline is not None:
@@ -120,10 +128,10 @@ class Worker:
         verdicts = self._attempts.make(
             requests, [None] * len(requests), lambda asked: self._generate(list(asked), assignment.batch)
         )
-        frames = sum(request.num_frames for request in requests)
-        self._tell("measured", frames, time.monotonic() - started)
+        seconds = time.monotonic() - started
         for order, verdict in zip(assignment.orders, verdicts, strict=True):
             self._pool.submit(self._deliver, assignment.batch, order, verdict)
+        self._measure(requests, seconds)
 
     def _generate(self, requests: list[GenerationRequest], batch: str) -> Sequence[Outcome]:
         def progress(done: int, total: int) -> None:
@@ -154,12 +162,18 @@ class Worker:
     def _make_offline(self, assignment: Assignment) -> None:
         assert assignment.offline is not None
         self._hands[assignment.batch] = []
+        started = time.monotonic()
         try:
             outcomes = self._generate(assignment.offline, assignment.batch)
             self._pool.submit(self._hand_over_offline, assignment.batch, outcomes)
         except BaseException:
             self._hands.pop(assignment.batch, None)
             raise
+        self._measure(assignment.offline, time.monotonic() - started)
+
+    def _measure(self, requests: Sequence[GenerationRequest], seconds: float) -> None:
+        """Behind the songs: nobody waits for this."""
+        self._pool.submit(self._tell, "measured", sum(request.num_frames for request in requests), seconds)
 
     def _deliver(self, batch: str, order: Any, verdict: Verdict) -> None:
         id = str(order.request.id)
@@ -200,6 +214,8 @@ class Worker:
     def _beat(self) -> None:
         while not self._stop.is_set() or self._hands:
             time.sleep(BEAT_SECONDS)
+            if not self._hands:  # Asking for work says as much.
+                continue
             batch, step, steps = self._running
             hands = {batch: list(ids) for batch, ids in list(self._hands.items())}
             try:

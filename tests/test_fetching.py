@@ -63,13 +63,13 @@ class Site:
             case "moved.wav":
                 raise web.HTTPFound("http://169.254.169.254/latest")
             case "packed.wav":
-                return web.Response(body=gzip.compress(b"\0" * 1_000_000), headers={"Content-Encoding": "gzip"})
+                return web.Response(body=gzip.compress(SOUND), headers={"Content-Encoding": "gzip"})
             case "page.wav":
                 return web.Response(text="<html>")
             case "slow.wav":
                 return await self._in_pieces(request, 1000, 0.05)
             case "endless.wav":
-                return await self._in_pieces(request, 10_000, 0)
+                return await self._in_pieces(request, 1 << 40, 0)
             case "liar.wav":
                 response = web.StreamResponse(headers={"Content-Length": str(10**12)})
                 await response.prepare(request)
@@ -142,7 +142,7 @@ def test_what_cannot_be_had_is_told(tmp_path: Path, name: str, said: str) -> Non
 def test_reading_ends_at_the_size_limit_whatever_the_server_says(tmp_path: Path, name: str) -> None:
     async def action(site: Site, port: int) -> None:
         with pytest.raises(TooLargeError) as caught:
-            await sources_for(tmp_path, port, max_bytes=100_000).resolve(
+            await sources_for(tmp_path, port, max_bytes=100_000, fetch_seconds=5).resolve(
                 f"http://songs.example:{port}/in/{name}", no_job
             )
         assert caught.value.param == "source"

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -48,11 +49,19 @@ def opened(chromium: Any, server_url: str, expected: tuple[str, ...] = (), **opt
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(server_url)
-    tab.wait_for_function("!document.querySelector('#model').textContent.startsWith('Words')")
+    until(tab, "!document.querySelector('#model').textContent.startsWith('Words')")
     yield tab
     assert [url for url in asked if not url.startswith((f"{server_url}/", f"blob:{server_url}/"))] == []
     assert [text for text in said if not any(part in text for part in expected)] == []
     context.close()
+
+
+def until(tab: Any, expression: str, arg: Any = None) -> None:
+    """Wait for JavaScript to be true; Playwright's own way needs an eval, which the page's policy forbids."""
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while not tab.evaluate(expression, arg):
+        assert time.monotonic() < deadline, f"never true: {expression}"
+        tab.wait_for_timeout(50)
 
 
 def make_song(tab: Any, prompt: str = "calm piano", duration: float = 4, **fields: Any) -> Any:
@@ -62,7 +71,7 @@ def make_song(tab: Any, prompt: str = "calm piano", duration: float = 4, **field
     for name, value in {"duration": duration, **fields}.items():
         tab.fill(f"#composer [name={name}]", str(value))
     tab.click("#generate")
-    tab.wait_for_function("count => document.querySelectorAll('article.song').length > count", arg=before)
+    until(tab, "count => document.querySelectorAll('article.song').length > count", before)
     return tab.locator("article.song").first
 
 
@@ -90,8 +99,9 @@ def drag(tab: Any, stage: Any, start: float, end: float) -> None:
 
 
 def copied(tab: Any, button: Any) -> str:
-    button.click()
-    button.filter(has_text="Copied").wait_for()
+    handle = button.element_handle()
+    handle.click()
+    until(tab, "button => button.textContent === 'Copied'", handle)
     return tab.evaluate("navigator.clipboard.readText()")
 
 
@@ -132,9 +142,9 @@ def test_a_song_is_made_and_plays(chromium: Any, server_url: str) -> None:
         assert tab.input_value("#prompt") == "soft piano, jazz, rainy evening"
         tab.get_by_role("button", name="jazz", exact=True).click()
         assert tab.input_value("#prompt") == "soft piano, rainy evening"
-        tab.get_by_role("button", name="Insert [verse]").click()
+        tab.get_by_role("button", name="Insert verse").click()
         tab.keyboard.type("Slow rain")
-        tab.get_by_role("button", name="Insert [chorus]").click()
+        tab.get_by_role("button", name="Insert chorus", exact=True).click()
         assert tab.input_value("#lyrics") == "[verse]\nSlow rain\n\n[chorus]\n"
         tab.fill("#duration", "4")
         assert tab.input_value("#duration-slider") == "4"
@@ -157,13 +167,13 @@ def test_a_song_is_made_and_plays(chromium: Any, server_url: str) -> None:
         assert set(song.locator(".downloads a").all_inner_texts()) == {"wav", "flac", "mp3", "ogg", "opus"}
 
         song.get_by_role("button", name=re.compile("^Play")).click()
-        tab.wait_for_function("document.querySelector('.time').textContent.startsWith('0:01')")
+        until(tab, "document.querySelector('.time').textContent.startsWith('0:01')")
         song.get_by_role("button", name=re.compile("^Pause")).click()
         box = song.locator(".stage").bounding_box()
         song.locator(".stage").click(position={"x": box["width"] * 0.75, "y": 20})
-        tab.wait_for_function("document.querySelector('.time').textContent.startsWith('0:03')")
+        until(tab, "document.querySelector('.time').textContent.startsWith('0:03')")
         song.get_by_role("slider", name="Position").press("Home")
-        tab.wait_for_function("document.querySelector('.time').textContent.startsWith('0:00')")
+        until(tab, "document.querySelector('.time').textContent.startsWith('0:00')")
 
 
 @pytest.mark.browser
@@ -172,7 +182,7 @@ def test_a_job_shows_its_progress_and_can_be_cancelled(chromium: Any, server_url
         tab.fill("#prompt", "calm crawl:1.5")
         tab.click("#generate")
         row = tab.locator("#queue li")
-        tab.wait_for_function("Number(document.querySelector('#queue [role=progressbar]')?.ariaValueNow) > 0")
+        until(tab, "Number(document.querySelector('#queue [role=progressbar]')?.ariaValueNow) > 0")
         assert re.search(r"Step \d+ of 10", row.inner_text())
         row.get_by_role("button", name="Cancel").click()
         row.wait_for(state="detached")
@@ -266,7 +276,7 @@ def test_an_error_stands_beside_its_field(chromium: Any, server_url: str) -> Non
         tab.click("#generate")
         for name in ("duration", "guidance_scale"):
             control = tab.locator(f"#composer [name={name}]")
-            tab.wait_for_function("control => control.ariaInvalid === 'true'", arg=control.element_handle())
+            until(tab, "control => control.ariaInvalid === 'true'", control.element_handle())
             assert control.is_visible()
             described = control.get_attribute("aria-describedby").split()[0]
             assert "is not allowed" in tab.locator(f"[id='{described}']").inner_text()
@@ -293,10 +303,13 @@ def test_a_busy_server_says_when_to_come_back(chromium: Any, server_url: str) ->
     with opened(chromium, server_url, expected=("429",)) as tab:
         error = {"message": "as much is waiting as this server takes", "type": "rate_limit_error", "code": "queue_full"}
         headers = {"Retry-After": "7", "Content-Type": "application/json"}
-        tab.route("**/v1/audio/jobs", lambda route: route.fulfill(status=429, headers=headers, body=json.dumps({"error": error})))
+        tab.route(
+            "**/v1/audio/jobs",
+            lambda route: route.fulfill(status=429, headers=headers, body=json.dumps({"error": error})),
+        )
         tab.fill("#prompt", "calm piano")
         tab.click("#generate")
-        tab.wait_for_function("document.querySelector('#form-alert').textContent.includes('Try again in')")
+        until(tab, "document.querySelector('#form-alert').textContent.includes('Try again in')")
         assert re.search(r"Try again in [67] s", tab.locator("#form-alert").inner_text())
 
 
@@ -332,14 +345,14 @@ def test_the_history_outlives_a_reload(chromium: Any, server_url: str) -> None:
         tab.evaluate(entries, [*known, {"id": GONE, "request": {"prompt": "old song", "seed": 3}}])
         tab.reload()
         tab.locator("article.ending").wait_for()
-        tab.wait_for_function("document.querySelectorAll('article.song').length === 3")
+        until(tab, "document.querySelectorAll('article.song').length === 3")
         assert tab.locator("article.song h3").all_inner_texts() == ["second song", "first song", "old song"]
         gone = tab.locator("article.ending")
         assert "No longer on the server" in gone.inner_text()
         gone.get_by_role("button", name="Remove").click()
         tab.once("dialog", lambda dialog: dialog.accept())
         tab.locator("article.song").first.get_by_role("button", name="Delete").click()
-        tab.wait_for_function("document.querySelectorAll('article.song').length === 1")
+        until(tab, "document.querySelectorAll('article.song').length === 1")
         tab.once("dialog", lambda dialog: dialog.accept())
         tab.click("#clear-history")
         assert tab.locator("#empty").is_visible()
@@ -353,10 +366,10 @@ def test_a_key_goes_with_every_request(chromium: Any, server_url: str) -> None:
         tab.fill("#api-key", "secret-key")
         tab.press("#api-key", "Enter")
         asked: list[Any] = []
-        tab.on("request", asked.append)
+        tab.on("request", lambda request: asked.append(request))
         song = make_song(tab, duration=2)
         song.get_by_role("button", name=re.compile("^Play")).click()
-        tab.wait_for_function("document.querySelector('.time').textContent.startsWith('0:01')")
+        until(tab, "document.querySelector('.time').textContent.startsWith('0:01')")
         calls = [request for request in asked if "/v1/" in request.url]
         assert {request.all_headers().get("authorization") for request in calls} == {"Bearer secret-key"}
         assert not [request.url for request in calls if request.resource_type == "media"]
@@ -373,7 +386,7 @@ def test_a_server_with_keys_asks_for_one(chromium: Any, server_url: str) -> None
         answer = json.dumps({"error": error})
         tab.route("**/v1/models", lambda route: route.fulfill(status=401, content_type="application/json", body=answer))
         tab.reload()
-        tab.wait_for_function("document.querySelector('#api-key').ariaInvalid === 'true'")
+        until(tab, "document.querySelector('#api-key').ariaInvalid === 'true'")
         assert tab.locator("#settings .error").inner_text() == "No such key."
 
 
@@ -383,7 +396,7 @@ def test_a_server_with_keys_asks_for_one(chromium: Any, server_url: str) -> None
 @pytest.mark.browser
 def test_a_song_can_be_copied_as_a_command(chromium: Any, server_url: str, tmp_path: Path) -> None:
     with opened(chromium, server_url) as tab:
-        prompt = "it's \"calm\" piano, $HOME `x`"
+        prompt = 'it\'s "calm" piano, $HOME `x`'
         song = make_song(tab, prompt=prompt, duration=2, seed=7)
         command = copied(tab, song.get_by_role("button", name="Copy as curl"))
         words = shlex.split(command)
@@ -448,7 +461,8 @@ def test_a_spectrogram_shows_a_tone_at_its_pitch(chromium: Any, server_url: str)
             """async () => {
                 const { spectrogramOf } = await import("/page/spectrogram.js");
                 const [rate, rows] = [44100, 300];
-                const tone = (hertz) => Float32Array.from({ length: rate }, (_, at) => Math.sin(2 * Math.PI * hertz * at / rate));
+                const tone = (hertz) =>
+                    Float32Array.from({ length: rate }, (_, at) => Math.sin(2 * Math.PI * hertz * at / rate));
                 return [220, 1000, 8000].map((hertz) => {
                     const column = [...spectrogramOf(tone(hertz), rate, 10, rows).slice(4 * rows, 5 * rows)];
                     const row = column.indexOf(Math.max(...column));

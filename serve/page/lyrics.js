@@ -26,6 +26,6 @@ export function setUpLyrics(lyrics) {
     lyrics.dispatchEvent(new Event("input", { bubbles: true }));
   };
   bar.append(...Object.entries(PARTS).map(([name, tag]) =>
-    el("button", { type: "button", "aria-label": `Insert ${tag}`, on: { click: () => insert(tag) } }, name)));
+    el("button", { type: "button", "aria-label": `Insert ${name}`, on: { click: () => insert(tag) } }, name)));
   roving(bar);
 }
