@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	@echo "Listen:  $(OUT)/audio   Catalog:  $(OUT)/songs   Summary:  $(OUT)/progress.json"
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
