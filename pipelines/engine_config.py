@@ -141,14 +141,20 @@ class EngineConfig(Section):
         )
 
     @classmethod
-    def load(cls, path: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Self:
+    def load(
+        cls,
+        path: str | Path | Mapping[str, Any] | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        name: str = "of the catalog",
+    ) -> Self:
         """Read a YAML file (or its content; none: the defaults) and apply `a.b=c` overrides, values as in YAML.
 
         Raises:
             ConfigError: with every problem.
         """
         if isinstance(path, Mapping):
-            values, path = copy.deepcopy(dict(path)), "of the catalog"
+            values, path = copy.deepcopy(dict(path)), name
         else:
             values = _read_yaml(Path(path)) if path else {}
         for override in overrides:

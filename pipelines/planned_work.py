@@ -31,7 +31,15 @@ _SAME = (
 _BESIDE_LORA = ("lora_weight",)
 _BESIDE_SOURCE = ("id",)
 _OF_PASSES = ("task", "guidance_interval", "variance", "reference_strength", "edit_n_min", "edit_n_max", "edit_n_avg")
-_OTHERS = ("oss_steps", "guidance_scale", "guidance_scale_text", "guidance_scale_lyric", "extend_left", "extend_right")
+_OTHERS = (
+    "source",
+    "oss_steps",
+    "guidance_scale",
+    "guidance_scale_text",
+    "guidance_scale_lyric",
+    "extend_left",
+    "extend_right",
+)
 COLUMNS = ("num_frames", *dict.fromkeys((*_SAME, *_BESIDE_LORA, *_BESIDE_SOURCE, *_OF_PASSES, *_OTHERS)))
 """Of a plan: all that its work depends on."""
 

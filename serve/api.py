@@ -22,10 +22,11 @@ from acestep.errors import InvalidRequestError
 from acestep.problems import Problem
 from acestep.request import LANGUAGES, GenerationRequest
 from serve import openapi, page_api
-from serve.asking import Asking
+from serve.asking import Answer, Asking
 from serve.auth import Keys, RateLimiter
 from serve.bodies import read_fields
 from serve.errors import (
+    ConflictError,
     DeadlineError,
     InternalError,
     MalformedError,
@@ -113,11 +114,14 @@ def generation_routes(service: Service, asking: Asking) -> APIRouter:
         asking.require_ready()
         kept = key is not None or (asked.delivery == "url" and not raw)
 
-        async def make() -> list[Job]:
+        async def make() -> list[Answer]:
             return [await asking.job(asked, owner, kept=kept, audio=audio)]
 
-        (job,), _ = await asking.once(key, body, owner, make)
+        (job,), _ = await asking.once(key, body, owner, make, audio=audio, renew=True)
+        assert isinstance(job, Job), "one body is one job"
         await _until_over(request, service, job)
+        if job.status == "cancelled":
+            raise ConflictError("the job was cancelled by another request", code="cancelled")
         failed = [song.error for song in job.songs if song.error]
         if failed:
             raise _as_raised(failed[0])

@@ -6,16 +6,20 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from acestep.errors import ACEStepError
 from serve.errors import ConflictError, NotFoundError, UnprocessableError, WarmingUpError, service_error
 from serve.job import Job, Song
 from serve.records import is_job_id
 from serve.service import Service
-from serve.wire import Asked, parameters, parse, resolved
+from serve.wire import Asked, parameters, parse, resolved, with_defaults
 
+Answer = Job | dict[str, Any]
+"""To one item of many: its job, or the error as the API shows it."""
 RETRY_WARMING = 5.0
 
 
@@ -24,7 +28,7 @@ class Asking:
 
     def __init__(self, service: Service):
         self._service = service
-        self._once = asyncio.Lock()
+        self._once: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         """Two requests with one Idempotency-Key must not both find it unused."""
 
     def parse(self, body: Mapping[str, Any]) -> Asked:
@@ -43,9 +47,12 @@ class Asking:
             ServiceError: when there is no room, or its source cannot be used.
         """
         service = self._service
-        songs = [resolved(asked, seed) for seed in asked.seeds]
-        service.require_room(songs)
+        service.require_room([resolved(asked, seed) for seed in asked.seeds])
         source = await self._source(asked, owner, audio)
+        if source is not None and source.startswith("uploads/"):  # Short, and good for asking again.
+            name = "upload:" + source.rpartition("/")[2].partition(".")[0]
+            asked = replace(asked, request=asked.request.model_copy(update={"source": name}))
+        songs = [resolved(asked, seed) for seed in asked.seeds]
         job = service.new_job(
             owner=owner,
             format=asked.format,
@@ -57,41 +64,58 @@ class Asking:
         return job
 
     async def once(
-        self, key: str | None, body: Mapping[str, Any], owner: str | None, make: Any
-    ) -> tuple[list[Job], bool]:
-        """The jobs that `make()` gives, or those that the same key and body gave before; and whether it was before.
+        self,
+        key: str | None,
+        body: Mapping[str, Any],
+        owner: str | None,
+        make: Callable[[], Awaitable[list[Answer]]],
+        *,
+        audio: bytes | None = None,
+        renew: bool = False,
+    ) -> tuple[list[Answer], bool]:
+        """What `make()` gives, or what the same key and body gave before; and whether it was before.
+
+        Args:
+            audio: what came with the body.
+            renew: make it again if it was cancelled, as jobs are whose caller hung up.
 
         Raises:
             ConflictError: for the same key with another body.
         """
         if key is None:
             return await make(), False
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode() + b"\n" + (audio or b"")).hexdigest()
         records = self._service.records
-        async with self._once:
+        async with self._once.setdefault((owner, key), asyncio.Lock()):
             if known := await records.remembered(owner, key):
                 if known["body"] != digest:
                     message = "this Idempotency-Key came with another body before"
                     raise ConflictError(message, code="idempotency_conflict", param="Idempotency-Key")
-                jobs = [job for id in known["job"].split() if (job := await records.get(id)) is not None]
-                if jobs:
-                    return jobs, True
-            jobs = await make()
-            await records.remember(owner, key, " ".join(job.id for job in jobs), digest)
-        return jobs, False
+                answers = [await self._again(each) for each in known["answers"]]
+                jobs = [answer for answer in answers if isinstance(answer, Job)]
+                if jobs and not (renew and any(job.status == "cancelled" for job in jobs)):
+                    return answers, True
+            answers = await make()
+            kept = [answer.id if isinstance(answer, Job) else answer for answer in answers]
+            await records.remember(owner, key, kept, digest)
+        return answers, False
 
-    async def many(
-        self, defaults: Mapping[str, Any], items: list[Any], owner: str | None
-    ) -> list[tuple[Job | None, dict[str, Any] | None]]:
+    async def _again(self, kept: str | dict[str, Any]) -> Answer:
+        if isinstance(kept, dict):
+            return kept
+        return await self._service.records.get(kept) or _no_job(kept).body()["error"]
+
+    async def many(self, defaults: Mapping[str, Any], items: list[Any], owner: str | None) -> list[Answer]:
         """A job or an error for each item; a bad one is no other's problem."""
-        answers: list[tuple[Job | None, dict[str, Any] | None]] = []
+        answers: list[Answer] = []
         for item in items:
             try:
                 if not isinstance(item, dict):
                     raise UnprocessableError("an item must be an object", param="items")
-                answers.append((await self.job(self.parse({**defaults, **item}), owner, kept=True), None))
+                asked = self.parse(with_defaults(defaults, item))
+                answers.append(await self.job(asked, owner, kept=True))
             except ACEStepError as error:
-                answers.append((None, service_error(error).body()["error"]))
+                answers.append(service_error(error).body()["error"])
         return answers
 
     def require_ready(self) -> None:
@@ -111,12 +135,15 @@ class Asking:
         """
         job = await self._service.records.get(id) if is_job_id(id) else None
         if job is None or job.owner != owner or not job.kept:
-            raise NotFoundError(f"there is no job {id[:60]!r}; it may have expired", code="job_not_found")
+            raise _no_job(id)
         return job
 
     async def _source(self, asked: Asked, owner: str | None, audio: bytes | None) -> str | None:
         async def find_job(id: str, index: int) -> str:
-            job = await self.find(id, owner)
+            try:
+                job = await self.find(id, owner)
+            except NotFoundError as error:
+                raise NotFoundError(error.message, code=error.code, param="source") from None
             made = job.songs[index].made if index < len(job.songs) else None
             if made is None:
                 raise NotFoundError(f"{id} has no finished song {index}", code="job_not_found", param="source")
@@ -127,3 +154,7 @@ class Asking:
         if asked.request.source is None:
             return None
         return await self._service.sources.resolve(asked.request.source, find_job)
+
+
+def _no_job(id: str) -> NotFoundError:
+    return NotFoundError(f"there is no job {id[:60]!r}; it may have expired", code="job_not_found")

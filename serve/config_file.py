@@ -28,8 +28,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> ServeConfig
             raise ConfigError(f"the config {path} cannot be read: {error}") from error
         applications = values.get("applications") if isinstance(values, dict) else None
         if isinstance(applications, list):
-            values = next((each.get("args") or {} for each in applications if "serve.app:build" in str(each)), {})
-        config = ServeConfig.load(values, overrides)
+            values = next((each.get("args") or {} for each in applications if "serve.app:build" in str(each)), None)
+        if not isinstance(values, dict):
+            raise ConfigError(f"the config {path} holds no options of serve.app:build, but {values!r:.60}")
+        if isinstance(values.get("model"), str):  # Its short form has no parts to change.
+            values = values | {"model": {"checkpoint": values["model"]}}
+        config = ServeConfig.load(values, overrides, name=str(path))
     if config.resources.num_gpus or config.model.device:
         return config
     from acestep.device import best_device

@@ -11,9 +11,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from acestep.audio_format import KINDS, AudioFormat
-from serve.errors import UnprocessableError
+from serve.errors import ServiceError, UnprocessableError
 
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+
+
+class RangeError(ServiceError):
+    """416: a range that begins behind the end of a file of `size` bytes."""
+
+    status, type, code = 416, "invalid_request_error", "range_not_satisfiable"
+
+    def __init__(self, size: int):
+        super().__init__(f"the file has {size:,} bytes", param="Range")
+        self.size = size
+
+    def headers(self) -> dict[str, str]:
+        """With the size that the client may ask within."""
+        return {**super().headers(), "Content-Range": f"bytes */{self.size}"}
 
 
 async def converted(data: bytes, stored: str, wanted: str | None) -> tuple[bytes, AudioFormat]:
@@ -30,7 +44,11 @@ async def converted(data: bytes, stored: str, wanted: str | None) -> tuple[bytes
 
 
 def ranged(request: Request, data: bytes, media_type: str, headers: dict[str, str]) -> Response:
-    """The bytes that a `Range` header names, or all: players need it to seek."""
+    """The bytes that a `Range` header names, or all: players need it to seek.
+
+    Raises:
+        RangeError: when there are none of them.
+    """
     headers = headers | {"Accept-Ranges": "bytes"}
     match = _RANGE.fullmatch(request.headers.get("range", ""))
     if match is None or match[1] == match[2] == "":
@@ -41,7 +59,7 @@ def ranged(request: Request, data: bytes, media_type: str, headers: dict[str, st
     else:
         start, end = max(0, size - int(match[2])), size - 1
     if start > end:
-        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
+        raise RangeError(size)
     headers["Content-Range"] = f"bytes {start}-{end}/{size}"
     return Response(data[start : end + 1], 206, media_type=media_type, headers=headers)
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 audit = logging.getLogger("serve.audit")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_GUARDED = ("/v1/",)
+_OPEN = ("/health", "/ready", "/metrics", "/openapi.json", "/docs")
+_OPEN_FOLDERS = ("/page/", "/docs/")
 _QUIET = ("/health", "/ready", "/metrics", "/page/")
 
 
@@ -37,7 +39,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, path, started = Headers(scope=scope), scope["path"], time.perf_counter()
+        headers, path, started = Headers(scope=scope), _path(scope), time.perf_counter()
         given = headers.get("x-request-id", "")
         state = scope.setdefault("state", {})
         state["id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -55,7 +57,7 @@ class Front:
         try:
             with ExitStack() as stack:
                 try:
-                    if path.startswith(_GUARDED):
+                    if path not in ("", "/", *_OPEN) and not path.startswith(_OPEN_FOLDERS):
                         state["owner"] = self._keys.identify(headers.get("authorization"))
                         if scope["method"] == "POST":
                             self._limiter.take(state["owner"])
@@ -64,6 +66,8 @@ class Front:
                     await JSONResponse(error.body(), error.status, headers=error.headers())(scope, receive, observed)
                     return
                 await self._app(scope, receive, observed)
+        except ClientDisconnect:
+            seen["status"] = seen["status"] or 499
         except Exception:
             logger.exception("request %s failed", state["id"])
             if not seen["status"]:
@@ -75,7 +79,7 @@ class Front:
     def _note(self, scope: Scope, state: dict[str, Any], seen: dict[str, Any], seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         self._service.metrics.request(route, seen["status"])
-        if scope["path"].startswith(_QUIET):
+        if _path(scope).startswith(_QUIET):
             return
         facts = {
             "request": state["id"],
@@ -88,3 +92,9 @@ class Front:
             "ms": round(1000 * seconds, 1),
         }
         audit.info(json.dumps(facts))
+
+
+def _path(scope: Scope) -> str:
+    """The path below the prefix that the application may be mounted at."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path") or "").rstrip("/")
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path

@@ -68,6 +68,7 @@ class Job:
         owner: name of the API key that it was asked with; None without keys.
         kept: whether its record and audio are in the store; not those of callers who take the bytes with them.
         parameters: what the answer repeats: the request, resolved.
+        callers: how many wait for it on the line, and one more where somebody will come back for it.
     """
 
     owner: str | None
@@ -81,6 +82,7 @@ class Job:
     started_at: float | None = None
     completed_at: float | None = None
     expires_at: float | None = None
+    callers: int = 0
     version: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -13,7 +15,7 @@ from starlette.responses import Response
 
 from acestep.errors import InvalidRequestError
 from acestep.problems import Problem
-from serve.asking import Asking
+from serve.asking import Answer, Asking
 from serve.bodies import read_fields
 from serve.content import converted, ranged
 from serve.errors import ConflictError, NotFoundError, UnprocessableError
@@ -22,6 +24,8 @@ from serve.service import Service
 
 EVENTS_SECONDS = 0.2
 """Between two events of one job, at least."""
+PLACE_SECONDS = 1.0
+"""So often is looked whether a job's place in the queue has changed."""
 ALIVE_SECONDS = 15.0
 """A silent stream says so often that it lives: proxies close those that say nothing."""
 
@@ -42,10 +46,12 @@ def job_routes(service: Service, asking: Asking) -> APIRouter:
             body["source"] = "file"
         asked = asking.parse(body)
 
-        async def make() -> list[Job]:
+        async def make() -> list[Answer]:
             return [await asking.job(asked, owner, kept=True, audio=audio)]
 
-        (job,), again = await asking.once(key, body, owner, make)
+        (job,), again = await asking.once(key, body, owner, make, audio=audio)
+        assert isinstance(job, Job), "one body is one job"
+        job.callers += 1
         headers = {"Location": f"/v1/audio/jobs/{job.id}"} | ({"Idempotent-Replayed": "true"} if again else {})
         return JSONResponse(service.shown(job), 202, headers=headers)
 
@@ -58,20 +64,18 @@ def job_routes(service: Service, asking: Asking) -> APIRouter:
             problems.append(Problem("items", items, f"it must be a list of 1 to {config.jobs.max_items} requests"))
         if problems:
             raise InvalidRequestError(problems)
-        answers: list[tuple[Job | None, dict[str, Any] | None]] = []
 
-        async def make() -> list[Job]:
-            answers.extend(await asking.many(defaults, items, owner))
-            return [job for job, _ in answers if job is not None]
+        async def make() -> list[Answer]:
+            return await asking.many(defaults, items, owner)
 
-        jobs, again = await asking.once(key, {"defaults": defaults, "items": items}, owner, make)
-        if again:
-            answers = [(job, None) for job in jobs]
+        answers, again = await asking.once(key, {"defaults": defaults, "items": items}, owner, make)
         data = [
-            {"index": index} | (service.shown(job) if job is not None else {"status": "failed", "error": error})
-            for index, (job, error) in enumerate(answers)
+            {"index": index}
+            | (service.shown(answer) if isinstance(answer, Job) else {"status": "failed", "error": answer})
+            for index, answer in enumerate(answers)
         ]
-        return JSONResponse({"object": "list", "data": data}, 202)
+        headers = {"Idempotent-Replayed": "true"} if again else {}
+        return JSONResponse({"object": "list", "data": data}, 202, headers=headers)
 
     @router.get("/v1/audio/jobs")
     async def jobs(
@@ -117,9 +121,9 @@ def job_routes(service: Service, asking: Asking) -> APIRouter:
         return StreamingResponse(_events(service, job), media_type="text/event-stream", headers=headers)
 
     @router.delete("/v1/audio/jobs/{id}")
-    async def delete(request: Request, id: str) -> Any:
+    async def delete(request: Request, id: str, cancel: bool = False) -> Any:
         job = await asking.find(id, request.state.owner)
-        if not job.is_over:
+        if cancel or not job.is_over:  # With `cancel`, a song that was finished just now stays.
             await service.cancel(job)
             return service.shown(job)
         await service.records.forget(job)
@@ -139,14 +143,19 @@ def job_routes(service: Service, asking: Asking) -> APIRouter:
 
 async def _events(service: Service, job: Job) -> AsyncIterator[str]:
     """Server-sent events: the job each time it changes, and once more under the name of its end."""
-    seen = -1
+    seen, said = -1, time.monotonic()
+    shown: dict[str, Any] = {}
     while True:
-        try:
-            seen = await asyncio.wait_for(job.change(seen), ALIVE_SECONDS)
-        except asyncio.TimeoutError:
-            yield ": still here\n\n"
-            continue
+        before = shown
+        with suppress(asyncio.TimeoutError):  # A place in the queue changes without the job.
+            seen = await asyncio.wait_for(job.change(seen), PLACE_SECONDS)
         shown = service.shown(job)
+        if shown == before:
+            if time.monotonic() - said > ALIVE_SECONDS:
+                said = time.monotonic()
+                yield ": still here\n\n"
+            continue
+        said = time.monotonic()
         kind = shown["status"] if job.is_over else "progress"
         yield f"event: {kind}\ndata: {json.dumps(shown)}\n\n"
         if job.is_over:

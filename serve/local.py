@@ -57,6 +57,8 @@ class LocalServer:
         loop = asyncio.get_running_loop()
 
         def call(method: str, *arguments: Any) -> Any:
+            if loop.is_closed():
+                raise RuntimeError("the server has ended")
             return asyncio.run_coroutine_threadsafe(getattr(self.service, method)(*arguments), loop).result(
                 CALL_SECONDS
             )
@@ -72,7 +74,11 @@ class LocalServer:
                 loop.call_soon_threadsafe(self._on_failure)
 
         threading.Thread(target=load, name="load", daemon=True).start()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if self._worker is not None:
+                self._worker.stop()
 
 
 class _Server(uvicorn.Server):

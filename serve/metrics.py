@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from serve.job import Job
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 
-class ServerMetrics:
+class ServerMetrics(Collector):
     """Counts since the server started; names as the field has them: base units, `_total` for what only grows."""
 
     def __init__(self, service: Service):
@@ -40,8 +42,7 @@ class ServerMetrics:
         self._sizes = Histogram(
             "acestep_batch_songs", "Songs in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
-        for name, what, value in self._gauges():
-            Gauge(name, what, registry=self.registry).set_function(value)
+        self.registry.register(self)
 
     def batch(self, songs: int, waited: Sequence[float]) -> None:
         """An engine took a batch of songs that had waited so long."""
@@ -86,13 +87,14 @@ class ServerMetrics:
             "uptime_seconds": round(time.time() - service.started, 3),
         }
 
-    def _gauges(self) -> Iterable[tuple[str, str, Any]]:
+    def collect(self) -> Iterable[Metric]:
+        """What is read at the moment when it is asked for, as Prometheus' client wants its collectors."""
         service = self._service
-        yield "acestep_queue_songs", "Songs that wait.", lambda: len(service.queue)
-        yield "acestep_queue_frames", "Latent frames that wait.", lambda: service.queue.frames
-        yield "acestep_running_frames", "Latent frames being made.", lambda: service.pool.frames
-        yield "acestep_engines", "Warm engines.", lambda: service.pool.engines
-        yield "acestep_songs_rerun", "Songs made again for their engine died.", lambda: self.rerun
-        yield "acestep_requests_refused", "Requests refused for a full queue.", lambda: self.refused
-        yield "acestep_audio_seconds", "Audio made.", lambda: self.audio_seconds
-        yield "acestep_engine_busy_seconds", "Time that engines generated.", lambda: self.busy_seconds
+        yield GaugeMetricFamily("acestep_queue_songs", "Songs that wait.", len(service.queue))
+        yield GaugeMetricFamily("acestep_queue_frames", "Latent frames that wait.", service.queue.frames)
+        yield GaugeMetricFamily("acestep_running_frames", "Latent frames being made.", service.pool.frames)
+        yield GaugeMetricFamily("acestep_engines", "Warm engines.", service.pool.engines)
+        yield CounterMetricFamily("acestep_songs_rerun", "Songs made again for their engine died.", self.rerun)
+        yield CounterMetricFamily("acestep_requests_refused", "Requests refused for a full queue.", self.refused)
+        yield CounterMetricFamily("acestep_audio_seconds", "Audio made.", self.audio_seconds)
+        yield CounterMetricFamily("acestep_engine_busy_seconds", "Time that engines generated.", self.busy_seconds)

@@ -93,7 +93,9 @@ def schema(service: Service) -> dict[str, Any]:
         "/v1/audio/jobs/{id}": {
             "get": _operation("One job", {"200": _answer("The job.", job), **missing}, parameters=id),
             "delete": _operation(
-                "Cancel a job, or delete one that is over", {"200": _answer("The job.", job), **missing}, parameters=id
+                "Cancel a job, or delete one that is over",
+                {"200": _answer("The job.", job), **missing},
+                parameters=[*id, _query("cancel", {"type": "boolean", "default": False}, "Never delete, only cancel.")],
             ),
         },
         "/v1/audio/jobs/{id}/content": {
@@ -120,14 +122,14 @@ def schema(service: Service) -> dict[str, Any]:
     }
     schemas = {"Generation": generation, "Job": _JOB, "Error": _ERROR}
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.0.3",
         "info": {
             "title": "ACE-Step",
             "version": __version__,
             "description": "Music from text. Its output is AI-generated.",
         },
         "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"schemas": _as_3_0(schemas), "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],
     }
 
@@ -169,7 +171,7 @@ def _generation(max_n: int) -> dict[str, Any]:
     fields = {name: value for name, value in known["properties"].items() if name != "id"}
     fields["seed"] = {
         "description": "Seed, or a list of n; none: drawn.",
-        "anyOf": [{"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer"}}],
+        "anyOf": [{"type": "integer", "minimum": 0}, {"type": "array", "items": {"type": "integer"}}, {"type": "null"}],
     }
     fields["source"] = {
         "type": "string",
@@ -184,6 +186,25 @@ def _generation(max_n: int) -> dict[str, Any]:
     for alias, name in ALIASES.items():
         fields[name]["description"] = f"{fields[name].get('description', '')} Also called {alias}."
     return {"type": "object", "required": ["prompt"], "properties": fields, "additionalProperties": False}
+
+
+def _as_3_0(schema: Any) -> Any:
+    """The same as OpenAPI 3.0 writes it, which the page at /docs reads: null is no type there, but allowed or not."""
+    if isinstance(schema, list):
+        return [_as_3_0(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _as_3_0(value) for name, value in schema.items() if name != "const"}
+    if "const" in schema:
+        found["enum"] = [schema["const"]]
+    kinds = schema.get("type")
+    if isinstance(kinds, list):
+        (found["type"],) = (kind for kind in kinds if kind != "null")
+        found["nullable"] = True
+    if isinstance(schema.get("anyOf"), list) and {"type": "null"} in schema["anyOf"]:
+        kept = [each | {"nullable": True} for each in found.pop("anyOf") if each != {"type": "null"}]
+        found |= kept[0] if len(kept) == 1 else {"anyOf": kept}
+    return found
 
 
 def _operation(summary: str, responses: Any, body: Any = None, parameters: Any = ()) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from serve.page import CONTENT_SECURITY_POLICY, asset
 
 _DOCS_FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 _DOCS_START = """
-const ui = SwaggerUIBundle({url: "openapi.json", dom_id: "#docs", deepLinking: true, tryItOutEnabled: true});
+const ui = SwaggerUIBundle({
+  url: "openapi.json", dom_id: "#docs", deepLinking: true, tryItOutEnabled: true, validatorUrl: null
+});
 """
 _DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>ACE-Step API</title>
@@ -22,6 +24,10 @@ _DOCS = """<!doctype html>
 <body><div id="docs"></div>
 <script src="docs/swagger-ui-bundle.js"></script><script src="docs/start.js"></script></body></html>
 """
+_DOCS_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -54,7 +60,7 @@ def page_routes(schema: Callable[[], dict[str, Any]]) -> APIRouter:
 
     @router.get("/docs")
     async def docs() -> Response:
-        return HTMLResponse(_DOCS, headers=_HEADERS)
+        return HTMLResponse(_DOCS, headers=_HEADERS | {"Content-Security-Policy": _DOCS_POLICY})
 
     @router.get("/docs/{name}")
     async def docs_file(name: str) -> Response:

@@ -8,7 +8,8 @@ most alike in length, for a pass costs as many frames as its longest song for ea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from acestep.request import GenerationRequest
@@ -49,6 +50,7 @@ class Queue:
         self._frame_budget = frame_budget
         self._max_batch_size = max_batch_size
         self._tickets: dict[str, Ticket] = {}
+        self._kept_frames = self._kept_songs = 0
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -58,11 +60,24 @@ class Queue:
 
     def has_room_for(self, requests: Iterable[GenerationRequest]) -> bool:
         """Whether these may wait, too. An empty queue takes anything: no song is too long for ever."""
-        if not self._tickets:
+        if not self._tickets and not self._kept_songs:
             return True
         asked = list(requests)
-        frames = self.frames + sum(request.num_frames for request in asked)
-        return frames <= self._section.max_frames and len(self) + len(asked) <= self._section.max_songs
+        frames = self.frames + self._kept_frames + sum(request.num_frames for request in asked)
+        songs = len(self) + self._kept_songs + len(asked)
+        return frames <= self._section.max_frames and songs <= self._section.max_songs
+
+    @contextmanager
+    def keeping_room_for(self, requests: Sequence[GenerationRequest]) -> Iterator[None]:
+        """Within it, nobody else gets the room of these: they are being written down before they wait."""
+        songs, frames = len(requests), sum(request.num_frames for request in requests)
+        self._kept_songs += songs
+        self._kept_frames += frames
+        try:
+            yield
+        finally:
+            self._kept_songs -= songs
+            self._kept_frames -= frames
 
     def add(self, ticket: Ticket) -> None:
         """Let it wait; one that comes back keeps the place of its arrival."""

@@ -20,6 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pipelines.errors import StorageError
 from pipelines.storage import Storage
@@ -58,6 +59,9 @@ class Records:
         self._over: OrderedDict[str, Job] = OrderedDict()
         self._ids: list[str] = []
         """Of all jobs, by time."""
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._remembered: dict[str, float] = {}
+        """When each object below idempotency/ was written."""
 
     def open_jobs(self) -> list[Job]:
         """Those that are not over."""
@@ -86,22 +90,21 @@ class Records:
         """
         if job.kept:
             record = _json(job.record())
-            await asyncio.to_thread(self._storage.put, job_key(job.id), record)
+            # In this order: a marker without a record is nothing, a record without one would wait for ever.
             await asyncio.to_thread(self._storage.put, f"open/{job.id}.json", b"{}")
+            await asyncio.to_thread(self._storage.put, job_key(job.id), record)
             self._ids.insert(bisect_right(self._ids, job.id), job.id)
         self._open[job.id] = job
 
     async def close(self, job: Job) -> None:
         """Write down what became of a job that is over."""
-        self._open.pop(job.id, None)
-        if not job.kept:
+        if self._open.pop(job.id, None) is None or not job.kept:
             return
-        self._over[job.id] = job
-        while len(self._over) > MAX_CACHED:
-            self._over.popitem(last=False)
+        self._cache(job)
         try:
-            await asyncio.to_thread(self._storage.put, job_key(job.id), _json(job.record()))
-            await asyncio.to_thread(self._storage.delete, [f"open/{job.id}.json"])
+            async with self._lock(job.id):
+                await asyncio.to_thread(self._storage.put, job_key(job.id), _json(job.record()))
+                await asyncio.to_thread(self._storage.delete, [f"open/{job.id}.json"])
         except StorageError as error:  # It stays open in the store: a server that starts makes it again.
             logger.error("%s", error)
 
@@ -111,8 +114,8 @@ class Records:
         if job is None and is_job_id(id):
             job = await asyncio.to_thread(self._read, id)
             if job is not None:
-                self._over[id] = job
-        if job is None or (job.expires_at or 0) < time.time():
+                self._cache(job)
+        if job is None or (job.is_over and (job.expires_at or 0) < time.time()):
             return None
         return job
 
@@ -124,6 +127,8 @@ class Records:
             ids = self._ids[: bisect_left(self._ids, after) if after else None][::-1]
         else:
             ids = self._ids[bisect_right(self._ids, after) if after else 0 :]
+        if status in ("queued", "in_progress"):
+            ids = [id for id in ids if id in self._open]
         found: list[Job] = []
         for start in range(0, len(ids), _READERS):
             jobs = await asyncio.gather(*map(self.get, ids[start : start + _READERS]))
@@ -139,7 +144,8 @@ class Records:
         place = bisect_left(self._ids, job.id)
         if self._ids[place : place + 1] == [job.id]:
             del self._ids[place]
-        await asyncio.to_thread(self._delete, job.id)
+        async with self._lock(job.id):  # What became of it may just be being written down.
+            await asyncio.to_thread(self._delete, job.id)
 
     async def read(self, key: str) -> bytes:
         """Any object of the store."""
@@ -150,17 +156,18 @@ class Records:
         await asyncio.to_thread(self._storage.put, key, data)
 
     async def remembered(self, owner: str | None, key: str) -> dict[str, Any] | None:
-        """What an Idempotency-Key stands for: `{job, body, created_at}`."""
+        """What an Idempotency-Key stands for: `{answers, body, created_at}`."""
         try:
             found = json.loads(await self.read(_idempotency_key(owner, key)))
         except FileNotFoundError:
             return None
         return found if found["created_at"] + self._expire_seconds > time.time() else None
 
-    async def remember(self, owner: str | None, key: str, job: str, body: str) -> None:
-        """From now on, that key of that client stands for that job and body."""
-        facts = {"job": job, "body": body, "created_at": time.time()}
-        await self.write(_idempotency_key(owner, key), _json(facts))
+    async def remember(self, owner: str | None, key: str, answers: list[str | dict[str, Any]], body: str) -> None:
+        """From now on, that key of that client stands for that body and its answers: ids of jobs, and errors."""
+        facts = {"answers": answers, "body": body, "created_at": time.time()}
+        self._remembered.pop(name := _idempotency_key(owner, key), None)
+        await self.write(name, _json(facts))
 
     async def sweep(self) -> int:
         """Delete what has expired; returns how many jobs."""
@@ -171,7 +178,30 @@ class Records:
             self._over.pop(id, None)
         gone = set(old)
         self._ids = [id for id in self._ids if id not in gone]
+        await asyncio.to_thread(self._sweep_keys)
         return len(old)
+
+    def _sweep_keys(self) -> None:
+        """Delete what Idempotency-Keys stood for; each is read once to learn how old it is."""
+        found = self._storage.keys("idempotency", ".json")
+        there = set(found)
+        self._remembered = {key: at for key, at in self._remembered.items() if key in there}
+        for key in found:
+            if key not in self._remembered:
+                try:
+                    self._remembered[key] = float(json.loads(self._storage.get(key))["created_at"])
+                except (FileNotFoundError, ValueError, KeyError, TypeError):
+                    self._remembered[key] = time.time()
+            if self._remembered[key] + self._expire_seconds < time.time():
+                self._storage.delete([key])
+
+    def _cache(self, job: Job) -> None:
+        self._over[job.id] = job
+        while len(self._over) > MAX_CACHED:
+            self._over.popitem(last=False)
+
+    def _lock(self, id: str) -> asyncio.Lock:
+        return self._locks.setdefault(id, asyncio.Lock())
 
     def _delete(self, id: str) -> None:
         made = [key for folder in ("audio", "latents") for key in self._storage.keys(f"{folder}/{id}")]

@@ -102,12 +102,16 @@ class Service:
             raise QueueFullError(message, retry_after=min(60.0, max(1.0, wait or 5.0)))
 
     async def submit(self, job: Job) -> None:
-        """Let a job's songs wait; it must have been checked that there is room.
+        """Let a job's songs wait.
 
         Raises:
+            QueueFullError: when there is no room for them.
             StorageError: when it cannot be written down, and so could be lost.
         """
-        await self.records.add(job)
+        requests = [song.request for song in job.songs]
+        self.require_room(requests)
+        with self.queue.keeping_room_for(requests):
+            await self.records.add(job)
         now = time.monotonic()
         for song in job.songs:
             self._wait(job, song, now)
@@ -124,6 +128,8 @@ class Service:
 
     async def cancel(self, job: Job) -> None:
         """Nobody wants it any more: what waits goes, what is being made stops at the next step."""
+        if job.is_over:
+            return
         for song in job.songs:
             if not song.is_over:
                 song.status = "cancelled"
@@ -132,18 +138,22 @@ class Service:
         await self._over(job)
 
     async def wait(self, job: Job, seconds: float) -> None:
-        """Until a job is over; whoever stops waiting, by choice or for time, does not want it any more.
+        """Until a job is over; when the last caller stops waiting, by choice or for time, nobody wants it any more.
 
         Raises:
             DeadlineError: when it took longer.
         """
+        job.callers += 1
         try:
             await asyncio.wait_for(job.end(), seconds)
         except (asyncio.TimeoutError, asyncio.CancelledError) as error:
-            await asyncio.shield(self.cancel(job))
+            if job.callers == 1:
+                await asyncio.shield(self.cancel(job))
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise DeadlineError(f"it was not made within {seconds:g} s; ask for a job instead") from None
+        finally:
+            job.callers -= 1
 
     def shown(self, job: Job) -> dict[str, Any]:
         """A job as the API shows it, with its place in the queue."""
@@ -167,7 +177,7 @@ class Service:
                 return self._take_offline(engine)
             if not self.queue:
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._arrived(), min(left, 1.0))
+                    await asyncio.wait_for(self._arrival.wait(), min(left, 1.0))
                 if not self.queue:
                     continue
                 await asyncio.sleep(self.config.queue.window_seconds)
@@ -210,7 +220,7 @@ class Service:
                 song.status, song.made, song.data = "completed", delivery.made, delivery.data
                 song.step = song.steps
             await self._over(job)
-        if held is not None and not held.tickets:
+        if held is not None and not held.tickets and held.offline is None:
             self.pool.end(batch)
 
     async def measured(self, frames: int, seconds: float) -> None:
@@ -282,6 +292,7 @@ class Service:
                 job, song = self._songs[ticket.id]
                 song.status = "in_progress"
                 job.started_at = job.started_at or time.time()
+                job.touch()
 
     def _wait(self, job: Job, song: Song, arrived: float) -> None:
         ticket = Ticket(str(song.request.id), song.request, arrived, song.attempts)
@@ -292,9 +303,6 @@ class Service:
     def _arrive(self) -> None:
         self._arrival.set()
         self._arrival = asyncio.Event()
-
-    async def _arrived(self) -> None:
-        await self._arrival.wait()
 
     async def _over(self, job: Job) -> None:
         job.touch()
@@ -327,7 +335,10 @@ class Service:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
-            self._again(self.pool.bury(time.monotonic()))
+            try:
+                self._again(self.pool.bury(time.monotonic()))
+            except Exception:  # Without this watch, songs of engines that died would wait for ever.
+                logger.exception("looking after the engines failed")
             self._tasks = [task for task in self._tasks if not task.done()]
 
     async def _sweep(self) -> None:
@@ -338,4 +349,6 @@ class Service:
                 await self.sources.sweep([song.source for job in jobs for song in job.songs if song.source])
             except StorageError as error:
                 logger.warning("%s", error)
+            except Exception:
+                logger.exception("deleting what has expired failed")
             await asyncio.sleep(SWEEP_SECONDS)

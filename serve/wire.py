@@ -24,9 +24,16 @@ ALIASES = {
     "scheduler_type": "scheduler",
     "cfg_type": "guidance",
 }
+MAX_DURATION = 240.0
+"""Seconds; what a request may ask of any server."""
 DELIVERY = ("model", "n", "response_format", "delivery", "stream_format")
 _REFUSED = ("id",)
 FIELDS = tuple(name for name in GenerationRequest.model_fields if name not in _REFUSED)
+_MOST_FIELDS = 100
+_MOST_HINTS = 10
+"""Looking for the nearest name takes a while, and nobody misspells more."""
+_LONGEST_TEXT = 40_000
+_SHOWN_NAME = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +62,37 @@ def parse(body: Mapping[str, Any], config: ServeConfig, model: str, draw: Any) -
     Raises:
         InvalidRequestError: with every problem of every field.
     """
+    if len(body) > _MOST_FIELDS:
+        raise InvalidRequestError([Problem("(whole)", f"{len(body):,} fields", f"at most {_MOST_FIELDS} can be given")])
     values, problems = _renamed(body)
     delivery = {name: values.pop(name, None) for name in DELIVERY}
-    for name in sorted(set(values) - set(FIELDS)):
-        hint = nearest(name, (*FIELDS, *ALIASES, *DELIVERY))
-        problems.append(Problem(name, values.pop(name), "there is no such field" + (f"; {hint}" if hint else "")))
-    seed = values.pop("seed", None)
+    for number, name in enumerate(sorted(set(values) - set(FIELDS))):
+        hint = nearest(name[:_SHOWN_NAME], (*FIELDS, *ALIASES, *DELIVERY)) if number < _MOST_HINTS else ""
+        what = "there is no such field" + (f"; {hint}" if hint else "")
+        problems.append(Problem(name[:_SHOWN_NAME] or '""', values.pop(name), what))
+    for name in [name for name, value in values.items() if _is_too_long(name, value)]:
+        problems.append(Problem(name, values.pop(name), "it is too long"))
+    seed = values.pop("seed", config.defaults.get("seed"))
     count = _count(delivery["n"], config.jobs.max_n, problems)
     audio = _format(delivery["response_format"], config, problems)
     _check_delivery(delivery, model, count, problems)
     _check_limits(values, config, problems)
-    try:
-        request = GenerationRequest.parse({**config.defaults, **_present(values)})
-    except InvalidRequestError as error:
-        raise InvalidRequestError([*problems, *error.problems]) from None
     seeds = _seeds(seed, count, draw, problems)
+    try:
+        request = GenerationRequest.parse({**config.defaults, **values})
+    except InvalidRequestError as error:
+        told = {problem.field for problem in problems}
+        raise InvalidRequestError([*problems, *(each for each in error.problems if each.field not in told)]) from None
     if problems:
         raise InvalidRequestError(problems)
     where = delivery["delivery"] or "url"
     return Asked(request, seeds, audio, where, delivery["stream_format"] == "audio")
+
+
+def with_defaults(defaults: Mapping[str, Any], item: Mapping[str, Any]) -> dict[str, Any]:
+    """One item of many: what it says goes before the defaults, under whatever name."""
+    given = {ALIASES.get(name, name) for name in item}
+    return {**{name: value for name, value in defaults.items() if ALIASES.get(name, name) not in given}, **item}
 
 
 def resolved(asked: Asked, seed: int) -> GenerationRequest:
@@ -95,14 +114,15 @@ def _renamed(body: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     for name, value in body.items():
         real = ALIASES.get(name, name)
         if real in values and value is not None:
-            problems.append(Problem(name, value, f"{real} was given already, under another name"))
-        elif value is not None:
+            problems.append(Problem(name[:_SHOWN_NAME], value, f"{real} was given already, under another name"))
+        elif value is not None or real not in (*FIELDS, *DELIVERY):
             values[real] = value
     return values, problems
 
 
-def _present(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _is_too_long(name: str, value: Any) -> bool:
+    """Whether it is longer than any field may be: such a text is not worth looking at."""
+    return isinstance(value, str) and len(value) > _LONGEST_TEXT and name != "source"
 
 
 def _count(value: Any, most: int, problems: list[Problem]) -> int:
@@ -137,12 +157,20 @@ def _check_delivery(delivery: Mapping[str, Any], model: str, count: int, problem
 
 def _check_limits(values: Mapping[str, Any], config: ServeConfig, problems: list[Problem]) -> None:
     duration, most = values.get("duration"), config.jobs.max_duration
-    if isinstance(duration, int | float) and duration > most < 240:
+    if _number(duration) > most < MAX_DURATION:
         problems.append(Problem("duration", duration, f"this server makes songs of up to {most:g} s"))
     lora, allowed = values.get("lora"), config.jobs.loras
     if lora is not None and allowed != ["*"] and lora not in (allowed or ()):
         what = f"this server has {', '.join(allowed)}" if allowed else "this server has no adapters"
         problems.append(Problem("lora", lora, what))
+
+
+def _number(value: Any) -> float:
+    """Forms have texts where JSON has numbers; 0 for neither."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _seeds(value: Any, count: int, draw: Any, problems: list[Problem]) -> tuple[int, ...]:

@@ -93,6 +93,16 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         server.kill()
 
 
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a server whose songs take half a second."""
+    from tests.running_server import running_server
+
+    store = tmp_path_factory.mktemp("served")
+    with running_server(store, engine="tests.stand_in:LeisurelyEngine") as server:
+        yield server.url
+
+
 @pytest.fixture
 def stand_in() -> RunConfig:
     """A config with an engine that needs no weights."""
@@ -109,12 +119,16 @@ def stand_in_config(**changes: Any) -> RunConfig:
         "lease.heartbeat_seconds": 0.5,
         "lease.stale_seconds": 20,
     }
-    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    return RunConfig.parse(nested(values, changes))
+
+
+def nested(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Dotted names taken apart, for configs; in `changes`, two underscores are a dot."""
     config: dict[str, Any] = {}
-    for name, value in (values | changes).items():
+    for name, value in (values | {name.replace("__", "."): value for name, value in changes.items()}).items():
         *sections, last = name.split(".")
         place = config
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = value
-    return RunConfig.parse(config)
+    return config

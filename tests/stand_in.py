@@ -2,9 +2,10 @@
 
 What it makes depends on the whole batch, so that equal audio proves equal engine calls. Words in a prompt command it:
 `raise` fails the whole call, `refuse` only its song (`refuse-until:<path>`: while there is no such file), `nan` makes a
-song that cannot be encoded, `slow:<seconds>` takes its time, `device` breaks the device, `die` ends the process and
-`die-once:<path>` too, unless the file is there (it makes it first); `hang` never comes to the end of a step, and
-`crawl:<seconds>` takes so long for each of ten; `silent` and `silent-at:<seed>` make a song without a sound.
+song that cannot be encoded, `slow:<seconds>` takes its time in short steps, `device` breaks the device, `die` ends
+the process and `die-once:<path>` too, unless the file is there (it makes it first); `hang` never comes to the end of a
+step, and `crawl:<seconds>` takes so long for each of ten; `silent` and `silent-at:<seed>` make a song without a sound.
+Songs that are cancelled leave their batch after a step, as they do with the real engine, and stand in `LEFT`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,9 +23,16 @@ from acestep.frames import num_samples
 from acestep.request import GenerationRequest
 from acestep.result import GenerationFailure, GenerationResult, ModelInfo
 
+LEFT: dict[str, int] = {}
+"""Songs that were cancelled while this process made them, and after how many steps of their batch."""
+_STEP_SECONDS = 0.1
+
 
 class Engine:
     """See the module."""
+
+    seconds_per_call: ClassVar[float] = 0.0
+    """What every call takes, in steps that are reported, beside what words command."""
 
     def __init__(self, model: ModelInfo, calls: str | None):
         self.model = model
@@ -61,12 +69,20 @@ class Engine:
         if self.calls:
             with open(self.calls, "a", encoding="utf-8") as file:
                 file.write(" ".join(str(request.id) for request in requests) + "\n")
-        for request in requests:
-            self._obey(request.prompt, callback or (lambda done, total: None))
+        batch = _Batch(requests, callback or (lambda done, total: None), cancelled or (lambda: ()))
+        if self.seconds_per_call:
+            steps = max(request.num_steps for request in requests)
+            batch.take(self.seconds_per_call, steps, set(range(len(requests))))
+        for position, request in enumerate(requests):
+            if position not in batch.left:
+                self._obey(request.prompt, batch, position)
         company = hashlib.sha256(" ".join(str(request.id) for request in requests).encode()).digest()[0]
-        return [self._song(request, company, len(requests)) for request in requests]
+        return [
+            batch.left.get(position) or self._song(request, company, len(requests))
+            for position, request in enumerate(requests)
+        ]
 
-    def _obey(self, prompt: str, callback: Callable[[int, int], None]) -> None:
+    def _obey(self, prompt: str, batch: _Batch, position: int) -> None:
         words = prompt.split()
         if "raise" in words:
             raise RuntimeError("told to raise")
@@ -74,13 +90,12 @@ class Engine:
             raise DeviceError("told to break")
         for word in words:
             if word.startswith("slow:"):
-                time.sleep(float(word.removeprefix("slow:")))
+                seconds = float(word.removeprefix("slow:"))
+                batch.take(seconds, max(1, round(seconds / _STEP_SECONDS)), {position})
             if word == "hang":
                 time.sleep(3600)
             if word.startswith("crawl:"):
-                for step in range(1, 11):
-                    time.sleep(float(word.removeprefix("crawl:")))
-                    callback(step, 10)
+                batch.take(10 * float(word.removeprefix("crawl:")), 10, {position})
             if word == "die":
                 os._exit(1)
             if word.startswith("die-once:") and not os.path.exists(path := word.removeprefix("die-once:")):
@@ -108,5 +123,44 @@ class Engine:
             model=self.model,
             timings={"denoise": 0.01},
             batch_size=size,
-            warnings=("made by a stand-in",),
+            warnings=("made by a stand-in", *_began(request)),
         )
+
+
+def _began(request: GenerationRequest) -> tuple[str, ...]:
+    if request.source is None or not os.path.isfile(request.source):
+        return ()
+    return (f"begun with {os.path.getsize(request.source)} bytes",)
+
+
+class LeisurelyEngine(Engine):
+    """One that a person could watch."""
+
+    seconds_per_call = 0.5
+
+
+class _Batch:
+    """Who is in a call, and who has left it."""
+
+    def __init__(
+        self,
+        requests: Sequence[GenerationRequest],
+        callback: Callable[[int, int], None],
+        cancelled: Callable[[], Collection[int]],
+    ):
+        self.left: dict[int, GenerationFailure] = {}
+        self._requests, self._callback, self._cancelled = requests, callback, cancelled
+
+    def take(self, seconds: float, steps: int, of: set[int]) -> None:
+        """Let so much time go by for the songs at these positions, while any of them is there."""
+        for step in range(1, steps + 1):
+            if of <= set(self.left):
+                return
+            time.sleep(seconds / steps)
+            self._callback(step, steps)
+            for position in self._cancelled():
+                if position not in self.left:
+                    request = self._requests[position]
+                    message = f"cancelled after step {step} of {steps}"
+                    self.left[position] = GenerationFailure(request=request, error_class="cancelled", message=message)
+                    LEFT[str(request.id)] = step

@@ -112,7 +112,7 @@ def test_every_command_can_be_typed(page: str) -> None:
 
 @BOTH
 def test_every_command_and_option_in_the_text_is_there(page: str) -> None:
-    every = RAYS_OPTIONS.union(*(options_of(name) for name in COMMANDS))
+    every = RAYS_OPTIONS.union(*(options_of(name) for name in COMMANDS), *(each.opts for each in main.params))
     for span in spans(page):
         words = span.split()
         if words[0] == "acestep" and len(words) > 1:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from serve.page import CONTENT_SECURITY_POLICY, NAMES, asset
 from tests.browser import browser
@@ -105,6 +109,12 @@ def copied(tab: Any, button: Any) -> str:
     return tab.evaluate("navigator.clipboard.readText()")
 
 
+def run_python(code: str, folder: Path) -> None:
+    """Run a copied program, as somebody else would: in a process and a folder of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, timeout=60)
+
+
 # The files
 
 
@@ -183,7 +193,9 @@ def test_a_job_shows_its_progress_and_can_be_cancelled(chromium: Any, server_url
         tab.click("#generate")
         row = tab.locator("#queue li")
         until(tab, "Number(document.querySelector('#queue [role=progressbar]')?.ariaValueNow) > 0")
-        assert re.search(r"Step \d+ of 10", row.inner_text())
+        assert re.search(r"Step \d+ of \d+", row.inner_text())
+        tab.reload()
+        row.wait_for()
         row.get_by_role("button", name="Cancel").click()
         row.wait_for(state="detached")
         ending = tab.locator("article.ending")
@@ -260,6 +272,26 @@ def test_songs_are_varied_extended_edited_and_made_again(chromium: Any, server_u
         edited = posted(tab, lambda: press("Sing and play it otherwise"))
         assert edited["task"] == "edit" and edited["target_lyrics"] == "[verse]\nother words"
         assert "target_prompt" not in edited
+
+
+@pytest.mark.browser
+def test_a_song_begins_with_audio_of_ones_own(chromium: Any, server_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "hum.wav"
+    soundfile.write(file, 0.3 * np.sin(np.arange(2 * 44_100) / 20), 44_100)
+    with opened(chromium, server_url, expected=("422",)) as tab:
+        tab.fill("#prompt", "calm piano")
+        tab.click("#more summary")
+        tab.locator("[name=source]").set_input_files(file)
+        tab.get_by_text("hum.wav, 2 s").wait_for()
+        tab.fill("[name=reference_strength]", "0.8")
+        body = posted(tab, lambda: tab.click("#generate"))
+        assert (body["task"], body["reference_strength"]) == ("audio2audio", 0.8)
+        assert body["source"].startswith("upload:")
+
+        other = tmp_path / "noted.wav"
+        other.write_text("no sound")
+        tab.locator("[name=source]").set_input_files(other)
+        until(tab, "document.querySelector('[name=source]').ariaInvalid === 'true'")
 
 
 # What goes wrong
@@ -407,17 +439,20 @@ def test_a_song_can_be_copied_as_a_command(chromium: Any, server_url: str, tmp_p
             subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, timeout=60)
             assert (tmp_path / "song.flac").read_bytes()[:4] == b"fLaC"
 
-        code = ast.parse(copied(tab, song.get_by_role("button", name="Copy as Python")))
-        calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
-        assert [ast.literal_eval(call.args[0]) for call in calls if call.args] == ["song.flac", server_url]
-        named = {keyword.arg: ast.literal_eval(keyword.value) for call in calls for keyword in call.keywords}
-        assert named == request
+        (tmp_path / "song.flac").unlink(missing_ok=True)
+        code = copied(tab, song.get_by_role("button", name="Copy as Python"))
+        run_python(code, tmp_path)
+        assert (tmp_path / "song.flac").read_bytes()[:4] == b"fLaC"
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+        assert {each.arg: ast.literal_eval(each.value) for call in calls for each in call.keywords} == request
 
         tab.fill("#prompt", "another")
         tab.fill("#n", "2")
         words = shlex.split(copied(tab, tab.locator("#copy-curl")))
         assert json.loads(words[words.index("-d") + 1]) == {"prompt": "another", "duration": 2, "seed": 7, "n": 2}
         assert "-o" not in words, "several songs are answered as JSON"
+        run_python(copied(tab, tab.locator("#copy-python")), tmp_path)
+        assert (tmp_path / "song-1.flac").is_file() and (tmp_path / "song-2.flac").is_file()
 
 
 # How it looks

@@ -22,8 +22,21 @@ export class ApiError extends Error {
   }
 }
 
-/** A response that is not an error; raises `ApiError`. */
-export async function request(path, { method = "GET", body, form, signal, headers = {} } = {}) {
+const GET_TRIES = 4;
+
+/** A response that is not an error; raises `ApiError`. What only reads is asked again when there was too much at once. */
+export async function request(path, options = {}) {
+  for (let tried = 1; ; tried += 1) {
+    try {
+      return await once(path, options);
+    } catch (error) {
+      if (error.status !== 429 || (options.method ?? "GET") !== "GET" || tried === GET_TRIES) throw error;
+      await new Promise((resolve) => setTimeout(resolve, Math.min(error.retryAfter ?? 1, 60) * 1000));
+    }
+  }
+}
+
+async function once(path, { method = "GET", body, form, signal, headers = {} }) {
   const sent = { ...headers };
   if (apiKey()) sent.Authorization = `Bearer ${apiKey()}`;
   if (body) sent["Content-Type"] = "application/json";

@@ -12,6 +12,7 @@ import { short } from "./wording.js";
 
 const MOST = 300;
 const PAGE = 12;
+const AT_ONCE = 3;
 
 export class History {
   #entries = load("history", []);
@@ -43,7 +44,10 @@ export class History {
     this.#shown += entries.length;
     byId("history").append(...entries.map(({ id }) => this.#slot(id)));
     this.#tidy();
-    await Promise.all(entries.map((entry) => this.#fetch(entry)));
+    const fetchNext = async () => {
+      for (let entry = entries.shift(); entry; entry = entries.shift()) await this.#fetch(entry);
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, fetchNext));
   }
 
   /** Draws every picture anew: the colours changed. */
@@ -59,6 +63,7 @@ export class History {
 
   async #fetch({ id, request }) {
     const slot = this.#slots.get(id);
+    if (!slot) return; // Removed meanwhile.
     slot.replaceChildren(el("p", { class: "loading muted" }, request.prompt));
     try {
       this.#follow(await fetchJob(id), request);

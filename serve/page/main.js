@@ -32,7 +32,11 @@ async function send(request) {
   }
 }
 
-const form = setUpForm(send);
+const form = setUpForm(async (request) => {
+  await send(request);
+  // Where the form fills the view, what came of it is below.
+  if (matchMedia("(max-width: 60rem)").matches) byId("songs").scrollIntoView({ block: "start" });
+});
 const history = new History({ send, use: (request) => form.use(request), formats: () => formats });
 
 let isShown = false;

@@ -48,7 +48,7 @@ export function referenceFields() {
       show(`${chosen.name}, ${short(made.duration)} s`, true);
     } catch (error) {
       show("", false);
-      showProblem(byId("composer"), "source", error.message);
+      showProblem(byId("composer"), "source", error.message.replace(/^file: /, "")); // The part's name, not the field's.
     } finally {
       isLoading = false;
     }

@@ -21,21 +21,15 @@ export function curl(request, format) {
   ].filter(Boolean).join(" \\\n  ");
 }
 
-/** The same with the Python client. */
+/** The same with the Python client, which reads the key from the environment by itself. */
 export function python(request, format) {
-  const address = ROOT.replace(/\/$/, "");
-  const lines = Object.entries(request).map(([name, value]) => `    ${name}=${literal(value)},`);
-  const client = apiKey() ? `Client(${literal(address)}, api_key=os.environ["${KEY}"])` : `Client(${literal(address)})`;
   const file = extensionOf(request, format);
-  return [
-    ...(apiKey() ? ["import os", ""] : []),
-    "from acestep.client import Client",
-    "",
-    `${client}.generate(`,
-    ...lines,
-    `).save("song.${file}")`,
-    "",
-  ].join("\n");
+  const settings = Object.entries(request).map(([name, value]) => `    ${name}=${literal(value)},\n`).join("");
+  const call = `Client(${literal(ROOT.replace(/\/$/, ""))}).generate(\n${settings})`;
+  const kept = (request.n ?? 1) === 1
+    ? `${call}.save("song.${file}")`
+    : `songs = ${call}\nfor number, song in enumerate(songs, 1):\n    song.save(f"song-{number}.${file}")`;
+  return `from acestep.client import Client\n\n${kept}\n`;
 }
 
 function literal(value) {

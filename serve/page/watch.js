@@ -18,35 +18,38 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
  */
 export async function watch(id, onChange, onTrouble, signal) {
   let misses = 0;
-  let canStream = true;
+  let cuts = 0;
+  const take = (job) => {
+    misses = 0;
+    onTrouble(false);
+    onChange(job);
+    return isOver(job);
+  };
   while (!signal.aborted) {
-    try {
-      if (canStream && streams < MAX_STREAMS) {
-        streams += 1;
-        try {
-          for await (const job of events(id, signal)) {
-            onTrouble(false);
-            misses = 0;
-            onChange(job);
-            if (isOver(job)) return;
-          }
-        } finally {
-          streams -= 1;
-        }
-        canStream = false; // It ended early: something on the way cuts streams.
+    if (cuts < 2 && streams < MAX_STREAMS) {
+      streams += 1;
+      try {
+        for await (const job of events(id, signal)) if (take(job)) return;
+        cuts += 1; // It ended early: something on the way cuts streams.
+      } catch (error) {
+        if (signal.aborted) return;
+        if (isFinal(error)) throw error;
+        cuts += 1;
+      } finally {
+        streams -= 1;
       }
-      const job = await fetchJob(id, signal);
-      onTrouble(false);
-      misses = 0;
-      onChange(job);
-      if (isOver(job)) return;
+    }
+    try {
+      if (take(await fetchJob(id, signal))) return;
     } catch (error) {
       if (signal.aborted) return;
-      if ([401, 403, 404].includes(error.status)) throw error;
+      if (isFinal(error)) throw error;
       misses += 1;
-      canStream = misses < 2;
       onTrouble(true);
     }
     await pause(Math.min(POLL_MS * 2 ** misses, 15_000));
   }
 }
+
+/** Whether asking again is in vain. */
+const isFinal = (error) => [401, 403, 404].includes(error.status);
