@@ -24,6 +24,12 @@ LANGUAGES = (
 )
 """The languages that the lyric vocabulary has a token for."""
 
+BESIDE_SOURCE = (
+    *("source", "seed", "repaint_start", "repaint_end", "extend_left", "extend_right", "variance", "variation_seed"),
+    *("target_prompt", "target_lyrics", "edit_n_min", "edit_n_max", "edit_n_avg", "reference_strength"),
+)
+"""What requests with a source have to agree in, to be no different in a pass."""
+
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -230,7 +236,7 @@ class GenerationRequest(BaseModel):
             *((self.lora, self.lora_weight) if self.lora is not None else ()),
             self.task,
             # A source has a length of its own, and a span or a target: such a request goes alone.
-            *((self.model_dump_json(),) if self.source is not None else ()),
+            *((getattr(self, name) for name in BESIDE_SOURCE) if self.source is not None else ()),
         )
 
     def resolved(self) -> GenerationRequest:

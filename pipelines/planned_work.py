@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from acestep.request import BESIDE_SOURCE
 from pipelines import layout
 from pipelines.catalog import Catalog
 from pipelines.census import BucketState
@@ -29,18 +30,9 @@ _SAME = (
 )
 """Columns in which the songs of a batch agree, beside those that `_groups` looks at more closely."""
 _BESIDE_LORA = ("lora_weight",)
-_BESIDE_SOURCE = ("id",)
 _OF_PASSES = ("task", "guidance_interval", "variance", "reference_strength", "edit_n_min", "edit_n_max", "edit_n_avg")
-_OTHERS = (
-    "source",
-    "oss_steps",
-    "guidance_scale",
-    "guidance_scale_text",
-    "guidance_scale_lyric",
-    "extend_left",
-    "extend_right",
-)
-COLUMNS = ("num_frames", *dict.fromkeys((*_SAME, *_BESIDE_LORA, *_BESIDE_SOURCE, *_OF_PASSES, *_OTHERS)))
+_OTHERS = ("oss_steps", "guidance_scale", "guidance_scale_text", "guidance_scale_lyric", "extend_left", "extend_right")
+COLUMNS = ("num_frames", *dict.fromkeys((*_SAME, *_BESIDE_LORA, *BESIDE_SOURCE, *_OF_PASSES, *_OTHERS)))
 """Of a plan: all that its work depends on."""
 
 
@@ -155,7 +147,7 @@ def _groups(table: pa.Table, *more: np.ndarray) -> np.ndarray:
     lists = table.column("oss_steps").to_pylist() if _steps(table).any() else []
     if lists:
         columns.append(np.unique([str(each or []) for each in lists], return_inverse=True)[1])
-    for switch, names in (("lora", _BESIDE_LORA), ("source", _BESIDE_SOURCE)):
+    for switch, names in (("lora", _BESIDE_LORA), ("source", BESIDE_SOURCE)):
         there = table.column(switch).is_valid().to_numpy()
         if there.any():
             columns += [np.where(there, 1 + _codes(table, name), 0) for name in names]
