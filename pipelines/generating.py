@@ -122,7 +122,11 @@ class GenerateStage:
         return Watchdog(
             self._speed,
             factor=self._stopping.batch_timeout_factor,
-            min_seconds=self._stopping.batch_timeout_min_seconds,
+            min_seconds=max(
+                self._stopping.batch_timeout_min_seconds,
+                # An engine that others have, too, may be busy with them for long, and nothing is wrong.
+                getattr(self.actor.engine, "patience_seconds", 0.0),
+            ),
             give_up=lambda reason: self.actor.die("timeout", reason),
         )
 

@@ -150,6 +150,7 @@ class PooledEngine:
     def _connect(self) -> None:
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._handle = serve.get_app_handle(self.application)
         model = self._handle.model.remote().result(timeout_s=MODEL_SECONDS)
         assert isinstance(model, ModelInfo), "an application of serve.app"

@@ -16,6 +16,10 @@ from acestep.request import GenerationRequest
 from serve.settings import QueueSection
 
 
+LEAST_ALIKE = 0.5
+"""A song shorter than this share of the first would pay for more padding than music, and waits for its like."""
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One song that is wanted.
@@ -122,6 +126,8 @@ class Queue:
         alike.sort(key=lambda each: (each.frames > longest, abs(each.frames - longest), each.arrived))
         for ticket in alike:
             if ticket is first:
+                continue
+            if ticket.frames < LEAST_ALIKE * first.frames:
                 continue
             height = max(longest, ticket.frames)
             if len(batch) >= self._max_batch_size:
