@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from acestep.request import GenerationRequest
 from serve.settings import QueueSection
 
-
 LEAST_ALIKE = 0.5
 """A song shorter than this share of the first would pay for more padding than music, and waits for its like."""
 
