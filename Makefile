@@ -38,6 +38,7 @@ clean:
 	rm -rf $(VENV) out
 
 $(VENV)/.installed: pyproject.toml
+	@echo "Installing torch, Ray and the rest into $(VENV): about 2 GB, some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet -e ".[lyrics]"

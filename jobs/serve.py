@@ -37,7 +37,7 @@ def start(
     store: str | None = None,
     show: bool | None = None,
 ) -> None:
-    """Serve until somebody ends it. Exit code 2: it could not start."""
+    """Serve until somebody ends it. Exit codes: 2, it could not start; 130 and 143, Ctrl-C and SIGTERM."""
     from acestep.errors import ACEStepError
     from jobs.log import start_logging
     from pipelines.errors import ConfigError
@@ -52,10 +52,17 @@ def start(
     except (ACEStepError, ConfigError, ValueError, OSError) as error:
         print(f"acestep serve: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"stopped; jobs that are not over go on with the next server on {settings.store}", file=sys.stderr)
+        sys.exit(130)
 
 
 def _serve(settings: Any, show: bool) -> None:
-    from serve.local import LocalServer
+    import os
+
+    from pipelines.lease import Lease
+    from serve.local import LocalServer, require_port
+    from serve.service import Service
 
     def ready(url: str) -> None:
         print(f"The page: {url}   API: {url}/docs   (Ctrl-C ends it; songs: {settings.store})", flush=True)
@@ -64,7 +71,9 @@ def _serve(settings: Any, show: bool) -> None:
 
             webbrowser.open(url)
 
-    LocalServer(settings).serve(ready)
+    require_port(settings.http)
+    with Lease(Service.storage_of(settings), f"server-{os.getpid()}"):
+        LocalServer(settings).serve(ready)
 
 
 if __name__ == "__main__":

@@ -135,11 +135,12 @@ class Status:
         return ", ".join(parts + ([f"{overall:,.1f} overall"] if overall is not None else []))
 
     def _run_text(self) -> str:
-        facts = [self.progress.get("run") or (self.holder.run if self.holder else None)]
+        latest = self.progress.get("run") or (self.holder.run if self.holder else None)
+        facts = [latest]
         facts += [
             f"{name} {self.progress[f'{name}_at']}" for name in ("started", "updated") if f"{name}_at" in self.progress
         ]
-        earlier = len([run for run in self.runs if run != self.progress.get("run")])
+        earlier = len([run for run in self.runs if run != latest])
         return ", ".join(filter(None, facts)) + (f"; {earlier} earlier" if earlier else "")
 
     def _number(self, name: str) -> float:

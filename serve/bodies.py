@@ -59,6 +59,10 @@ async def read_fields(request: Request, max_bytes: int, max_file_bytes: int) -> 
         async with request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=max_bytes) as form:
             for name, value in form.multi_items():
                 _check_text(name, "invalid_form")
+                if name.startswith("{"):  # What curl says of it if it is told nothing else.
+                    raise MalformedError(
+                        "the form looks like JSON: send Content-Type: application/json", code="invalid_form"
+                    )
                 if isinstance(value, str):
                     if name in values:
                         raise MalformedError(f"the field {name[:60]!r} is there twice", code="invalid_form")

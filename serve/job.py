@@ -102,7 +102,7 @@ class Job:
     @property
     def progress(self) -> float:
         """0 to 1, by the steps that are done."""
-        done = sum(1.0 if song.is_over else song.step / max(song.steps, 1) for song in self.songs)
+        done = sum(1.0 if song.made else song.step / max(song.steps, 1) for song in self.songs)
         return round(done / len(self.songs), 4)
 
     def touch(self) -> None:

@@ -103,7 +103,10 @@ def job_routes(service: Service, asking: Asking) -> APIRouter:
             raise NotFoundError(f"{id} has {len(job.songs)} songs", code="no_such_song", param="index")
         made = job.songs[index].made
         if made is None:
-            raise ConflictError(f"song {index} of {id} is {job.songs[index].status}", code="not_ready")
+            message = f"song {index} of {id} is {job.songs[index].status}"
+            if job.songs[index].is_over:
+                raise ConflictError(f"{message}: it will not come", code="never_made")
+            raise ConflictError(message, code="not_ready")
         try:
             stored = await service.records.read(made["key"])
         except FileNotFoundError:

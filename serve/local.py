@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from pipelines.engines import describe_model
+from pipelines.errors import ConfigError
 from serve.api import create_app
 from serve.engine import engine_actor
 from serve.service import TAKE_SECONDS, Service
-from serve.settings import ServeConfig
+from serve.settings import HTTPSection, ServeConfig
 from serve.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,22 @@ class LocalServer:
         finally:
             if self._worker is not None:
                 self._worker.stop()
+
+
+def require_port(http: HTTPSection) -> None:
+    """Find out before the weights are loaded whether the port is free.
+
+    Raises:
+        ConfigError: when it is not.
+    """
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((http.host, http.port))
+        except OSError as error:
+            where = f"{http.host} port {http.port}"
+            raise ConfigError(f"http.port: nothing can listen at {where} ({error.strerror}); choose another") from error
 
 
 class _Server(uvicorn.Server):

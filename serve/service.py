@@ -68,9 +68,10 @@ class Service:
         """Take up what a server before this one left."""
         for job in await self.records.load():
             logger.info("%s waits again: it was not over when the server ended", job.id)
+            arrived = time.monotonic() - (time.time() - job.created_at)
             for song in job.songs:
                 if not song.is_over:
-                    self._wait(job, song, time.monotonic() - (time.time() - job.created_at))
+                    self._wait(job, song, arrived)
         self._tasks = [asyncio.create_task(self._watch()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
@@ -160,7 +161,7 @@ class Service:
         shown = job.shown()
         waiting = [str(song.request.id) for song in job.songs if str(song.request.id) in self.queue]
         if shown["status"] == "queued" and waiting:
-            shown["queue_position"] = min(filter(None, map(self.queue.position, waiting)), default=1)
+            shown["queue_position"] = self.queue.position(waiting[0])  # All songs of a job came together.
             before = self.queue.frames_before(waiting[0]) + self.pool.frames
             wait = self.queue.expected_wait(before, self.pool.engines)
             shown["expected_wait_seconds"] = None if wait is None else round(wait, 1)

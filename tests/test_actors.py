@@ -104,9 +104,10 @@ def test_a_batch_on_which_a_process_hung_is_left_and_its_song_alone_fails(tmp_pa
 
 
 def test_what_the_first_batch_took_is_the_measure_of_the_next(tmp_path: Path) -> None:
-    stage = stage_of(tmp_path, stopping=StoppingSection(batch_timeout_min_seconds=0.2))
+    stopping, key = StoppingSection(batch_timeout_min_seconds=1), SpeedKey("crawling", "c", "", "float32")
+    stage = stage_of(tmp_path, stopping=stopping, speed_key=key)
     list(stage(batch_of(plan_of(["rock"]))))
-    (row,) = [row for table in stage(batch_of(plan_of(["rock crawl:0.3"]))) for row in table.to_pylist()]
+    (row,) = [row for table in stage(batch_of(plan_of(["rock crawl:0.8"]))) for row in table.to_pylist()]
     outcome = json.loads(row["outcome"])
     assert outcome["error_class"] == "timeout"
     assert "much longer than batches of its cost do; it was at step" in outcome["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
@@ -24,10 +25,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from acestep.audio_format import KINDS
 from acestep.frames import num_samples
 from acestep.request import derived_seed
+from serve.api import create_app
 from serve.auth import draw_key, hash_key
+from serve.service import Service
 from tests import stand_in
 from tests.browser import browser
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer, running_server, serve_config
+from tests.test_service import MODEL
 from tests.test_sources import sound
 
 GONE = "job-20200101T000000000000-00000000"
@@ -207,7 +211,7 @@ def test_a_job_from_its_beginning_to_its_end(client: httpx2.Client) -> None:
 def test_a_failed_job_says_why(client: httpx2.Client) -> None:
     job = ended(client, submitted(client, prompt="refuse"))
     assert job["status"] == "failed" and job["error"]["message"] == "told to refuse"
-    error_of(client.get(f"/v1/audio/jobs/{job['id']}/content"), 409, "not_ready")
+    error_of(client.get(f"/v1/audio/jobs/{job['id']}/content"), 409, "never_made")
 
 
 def test_events_tell_how_far_it_is(client: httpx2.Client) -> None:
@@ -329,7 +333,7 @@ def test_a_job_that_is_deleted_leaves_its_batch_and_the_others_stay(client: http
     assert 0 < left_by(unwanted)[f"{unwanted}/0"] < 100 and not left_by(mate)
     job = shown(client, unwanted)
     assert job["status"] == "cancelled" and job["data"] == [] and job["completed_at"]
-    error_of(client.get(f"/v1/audio/jobs/{unwanted}/content"), 409, "not_ready")
+    error_of(client.get(f"/v1/audio/jobs/{unwanted}/content"), 409, "never_made")
     assert client.delete(f"/v1/audio/jobs/{unwanted}").json()["deleted"]
 
 
@@ -655,6 +659,21 @@ def test_without_a_key_there_is_only_the_way_in(guarded: dict[str, httpx2.Client
         error_of(answer, 401, "no_api_key")
         assert answer.headers["www-authenticate"] == "Bearer"
         error_of(stranger.request(method, path, headers={"Authorization": "Bearer x"}), 401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("prefix", ["", "/music"])
+def test_a_server_below_a_prefix_is_guarded_as_well(tmp_path: Path, prefix: str) -> None:
+    service = Service(serve_config(tmp_path, auth__keys={"ann": hash_key(draw_key())}), MODEL)
+
+    async def statuses(*paths: str) -> list[int]:
+        transport = httpx2.ASGITransport(create_app(service), root_path=prefix)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://x") as client:
+            return [(await client.get(f"{prefix}{path}")).status_code for path in paths]
+
+    guarded = ("/v1/models", "/v1/audio/jobs", "/v1/stats", "/page/../v1/stats", "//v1/stats", "/nowhere")
+    assert set(asyncio.run(statuses(*guarded))) <= {401, 404}
+    assert asyncio.run(statuses("/v1/models", "/v1/stats")) == [401, 401]
+    assert asyncio.run(statuses("/health")) == [200]
 
 
 def test_one_key_never_sees_anothers_jobs(guarded: dict[str, httpx2.Client]) -> None:

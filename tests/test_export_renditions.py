@@ -258,7 +258,13 @@ if __name__ == "__main__":
 def half_way(words: list[str]) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """An export with some shards done, and its encoders."""
     before = len(list(Path(words[1]).glob("*.tar")))
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # A shell's "&" has it ignored.
+    )
     deadline = time.monotonic() + 120
     while len(list(Path(words[1]).glob("*.tar"))) == before:
         assert process.poll() is None

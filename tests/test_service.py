@@ -444,6 +444,21 @@ def test_many_who_ask_at_once_do_not_overfill_it(store: Storage) -> None:
     asyncio.run(scenario())
 
 
+def test_songs_of_a_job_have_one_place(store: Storage) -> None:
+    async def scenario() -> None:
+        first = service_on(store)
+        for _ in range(3):
+            await job_of(first, *["a"] * 8)
+        again = service_on(store)
+        await again.start()
+        for service in (first, again):
+            jobs = await service.records.page(None, None, None, 10, False)
+            assert [service.shown(job)["queue_position"] for job in jobs] == [1, 9, 17]
+        await again.stop()
+
+    asyncio.run(scenario())
+
+
 def test_no_engine_is_ready_until_one_asks(store: Storage) -> None:
     async def scenario() -> None:
         service = service_on(store)

@@ -48,6 +48,8 @@ GAP_SECONDS = (0.5, 3.0)
 """Between two kills, while songs are made."""
 STORE_DOWN_SECONDS = 2.0
 STUCK_SECONDS = 300.0
+CLUSTER_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
+"""For the cluster and its drivers alike: a Ray that was started in this process before has asked for tokens."""
 
 
 class Cluster:
@@ -60,8 +62,8 @@ class Cluster:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "2000",
             "RAY_health_check_failure_threshold": "15",
-            "RAY_AUTH_MODE": "disabled",
             "OMP_NUM_THREADS": "1",
+            **CLUSTER_ENVIRONMENT,
         }
         self.nodes: list[subprocess.Popen[bytes]] = []
 
@@ -200,8 +202,11 @@ class Night:
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         self.starts += 1
+        environment = os.environ | CLUSTER_ENVIRONMENT
         with open(self._folder / "job.log", "ab") as log:
-            self._job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            self._job = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         return self._job
 
     def stop(self) -> None:
