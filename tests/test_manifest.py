@@ -199,7 +199,7 @@ def read_all(url: str) -> list[ManifestBatch]:
         ("m.csv", b"id,prompt,id\n1,x,2\n", "has the column 'id' twice"),
         ("m.csv", b'id,prompt\n1,"open\n', "cannot be read: Error: unexpected end of data"),
         ("m.csv", "id,prompt\n1,caf\xe9\n".encode("latin-1"), "is not UTF-8"),
-        ("m.csv.gz", gzip.compress(b"id,prompt\n1,x\n")[:-10], "cannot be read"),
+        ("m.csv.gz", gzip.compress(b"id,prompt\n1,x\n", mtime=0)[:-10], "cannot be read"),
         ("m.jsonl", b'[{"id": 1, "prompt": "x"}]', "is a JSON list"),
         ("m.jsonl", b'{"name": 1}\n', "has no column 'id'"),
         ("m.txt", b"id,prompt\n", "the kind of file is unknown; it must end in .parquet"),
