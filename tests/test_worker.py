@@ -127,7 +127,7 @@ def test_one_that_has_no_time_to_finish_fails_nobody(start: Start) -> None:
     worker, gateway = start(assignment("b", "song slow:0.6", "song"))
     until(lambda: worker._hands)
     assert not worker.drain(0.05) and gateway.left == []
-    time.sleep(0.8)
+    until(lambda: not worker._hands)
     assert not [delivery for delivery in gateway.delivered if delivery.error], "another engine would make them"
 
 
