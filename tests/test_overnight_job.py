@@ -195,7 +195,8 @@ def test_what_hangs_or_crawls_is_given_up_and_its_batch_mates_are_made(tmp_path:
     failures = failures_of(output)
     assert "much longer than batches of its cost do; it hangs" in failures["s05"]["message"]
     assert "much longer than batches of its cost do; it was at step" in failures["s09"]["message"]
-    assert made_in(calls)["s09"] == 2, "with its batch-mates and alone"
+    # Once more where it was in the process that the other song took along.
+    assert made_in(calls)["s09"] in (2, 3), "with its batch-mates and alone"
     assert made_in(calls)["s00"] == 1
 
 
