@@ -22,7 +22,7 @@ from acestep.errors import InvalidRequestError
 from acestep.problems import Problem
 from acestep.request import LANGUAGES, GenerationRequest
 from serve import openapi, page_api
-from serve.asking import Answer, Asking
+from serve.asking import Asking
 from serve.auth import Keys, RateLimiter
 from serve.bodies import read_fields
 from serve.errors import (
@@ -69,7 +69,7 @@ def create_app(service: Service, *background: Callable[[], Coroutine[Any, Any, N
     keys, limiter = Keys.of(config.auth), RateLimiter(config.auth.requests_per_minute, config.auth.max_concurrent)
     app.include_router(generation_routes(service, asking))
     app.include_router(job_routes(service, asking))
-    app.include_router(about_routes(service))
+    app.include_router(about_routes(service, asking))
     app.include_router(page_api.page_routes(lambda: openapi.schema(service)))
     for kind in (ServiceError, InvalidRequestError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_error)
@@ -105,20 +105,13 @@ def generation_routes(service: Service, asking: Asking) -> APIRouter:
 
     async def answer(request: Request, body: dict[str, Any], audio: bytes | None, raw: bool) -> Response:
         owner, key = request.state.owner, request.headers.get("idempotency-key")
-        if audio is not None:
-            body["source"] = "file"
-        asked = asking.parse(body)
+        asked = asking.parse(body, audio)
         raw = raw or asked.bytes_wanted or _wants_audio(request)
         if raw and len(asked.seeds) > 1:
             raise InvalidRequestError([Problem("n", len(asked.seeds), "raw audio is one song")])
         asking.require_ready()
         kept = key is not None or (asked.delivery == "url" and not raw)
-
-        async def make() -> list[Answer]:
-            return [await asking.job(asked, owner, kept=kept, audio=audio)]
-
-        (job,), _ = await asking.once(key, body, owner, make, audio=audio, renew=True)
-        assert isinstance(job, Job), "one body is one job"
+        job, _ = await asking.job_once(asked, key, body, owner, kept=kept, audio=audio, renew=True)
         await _until_over(request, service, job)
         if job.status == "cancelled":
             raise ConflictError("the job was cancelled by another request", code="cancelled")
@@ -132,7 +125,7 @@ def generation_routes(service: Service, asking: Asking) -> APIRouter:
     return router
 
 
-def about_routes(service: Service) -> APIRouter:
+def about_routes(service: Service, asking: Asking) -> APIRouter:
     """Endpoints about the server itself."""
     router, config, model = APIRouter(), service.config, service.model
 
@@ -166,7 +159,7 @@ def about_routes(service: Service) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> Any:
-        Asking(service).require_ready()
+        asking.require_ready()
         return {"status": "ready"}
 
     @router.get("/metrics")

@@ -31,13 +31,18 @@ class Asking:
         self._once: WeakValueDictionary[tuple[str | None, str], asyncio.Lock] = WeakValueDictionary()
         """Two requests with one Idempotency-Key must not both find it unused."""
 
-    def parse(self, body: Mapping[str, Any]) -> Asked:
+    def parse(self, body: Mapping[str, Any], audio: bytes | None = None) -> Asked:
         """A body, understood.
+
+        Args:
+            audio: its source, where that came as a file.
 
         Raises:
             InvalidRequestError: with every problem.
         """
         service = self._service
+        if audio is not None:
+            body = {**body, "source": "file"}
         return parse(body, service.config, service.model.name, lambda: secrets.randbits(32))
 
     async def job(self, asked: Asked, owner: str | None, *, kept: bool, audio: bytes | None = None) -> Job:
@@ -62,6 +67,26 @@ class Asking:
         )
         await service.submit(job)
         return job
+
+    async def job_once(
+        self,
+        asked: Asked,
+        key: str | None,
+        body: Mapping[str, Any],
+        owner: str | None,
+        *,
+        kept: bool,
+        audio: bytes | None = None,
+        renew: bool = False,
+    ) -> tuple[Job, bool]:
+        """`job`, but `once`."""
+
+        async def make() -> list[Answer]:
+            return [await self.job(asked, owner, kept=kept, audio=audio)]
+
+        (job,), again = await self.once(key, body, owner, make, audio=audio, renew=renew)
+        assert isinstance(job, Job), "one body is one job"
+        return job, again
 
     async def once(
         self,

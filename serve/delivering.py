@@ -13,7 +13,7 @@ from acestep.audio import encode_audio
 from acestep.errors import ACEStepError
 from acestep.frames import LATENTS_KEY
 from acestep.loudness import normalize
-from acestep.provenance import SIGNABLE_FORMATS, sign
+from acestep.provenance import SIGNABLE_FORMATS
 from acestep.result import GenerationFailure, GenerationResult
 from pipelines.attempts import Verdict
 from pipelines.storage import Storage
@@ -84,13 +84,6 @@ class Deliverer:
         signing = self._config.provenance
         if signing.mode != "c2pa" or order.format.format not in SIGNABLE_FORMATS:
             return data
-        assert signing.certificate is not None and signing.private_key is not None
         facts = {"model": song.model.name, "model_fingerprint": song.model.fingerprint, "seed": song.seed}
-        return sign(
-            data,
-            order.format.format,
-            facts=facts | {"id": order.request.id, "version": __version__},
-            certificate=signing.certificate,
-            private_key=signing.private_key,
-            algorithm=signing.algorithm,
-        )
+        facts |= {"id": order.request.id, "version": __version__}
+        return signing.sign(data, order.format.format, facts)

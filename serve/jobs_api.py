@@ -42,15 +42,8 @@ def job_routes(service: Service, asking: Asking) -> APIRouter:
         owner, key = request.state.owner, request.headers.get("idempotency-key")
         if "items" in body:
             return await submit_many(body, owner, key)
-        if audio is not None:
-            body["source"] = "file"
-        asked = asking.parse(body)
-
-        async def make() -> list[Answer]:
-            return [await asking.job(asked, owner, kept=True, audio=audio)]
-
-        (job,), again = await asking.once(key, body, owner, make, audio=audio)
-        assert isinstance(job, Job), "one body is one job"
+        asked = asking.parse(body, audio)
+        job, again = await asking.job_once(asked, key, body, owner, kept=True, audio=audio)
         job.callers += 1
         headers = {"Location": f"/v1/audio/jobs/{job.id}"} | ({"Idempotent-Replayed": "true"} if again else {})
         return JSONResponse(service.shown(job), 202, headers=headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serve.queue import Ticket
 
@@ -20,8 +20,8 @@ class Batch:
     engine: str
     tickets: dict[str, Ticket]
     heard: float
-    offline: str | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    offline: str | None
+    id: str
 
     @property
     def frames(self) -> int:
@@ -54,10 +54,12 @@ class Pool:
             if id in self.batches:
                 self.batches[id].heard = now
 
-    def begin(self, engine: str, tickets: list[Ticket], now: float, offline: str | None = None) -> Batch:
-        """An engine takes a batch."""
+    def begin(
+        self, engine: str, tickets: list[Ticket], now: float, *, offline: str | None = None, id: str | None = None
+    ) -> Batch:
+        """An engine takes a batch, or goes on with `id`, which it took from a pool before this one."""
         self.hear(engine, now)
-        batch = Batch(engine, {ticket.id: ticket for ticket in tickets}, now, offline)
+        batch = Batch(engine, {ticket.id: ticket for ticket in tickets}, now, offline, id or uuid.uuid4().hex)
         self.batches[batch.id] = batch
         return batch
 

@@ -54,7 +54,7 @@ class Service:
         self.started = time.time()
         self._songs: dict[str, tuple[Job, Song]] = {}
         """Those that are wanted, by ticket."""
-        self._offline: OrderedDict[str, tuple[list[GenerationRequest], asyncio.Future[Any], float]] = OrderedDict()
+        self._offline: OrderedDict[str, tuple[list[GenerationRequest], asyncio.Future[Any]]] = OrderedDict()
         self._offline_running: dict[str, asyncio.Future[Any]] = {}
         self._arrival = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -87,7 +87,7 @@ class Service:
     @property
     def load(self) -> int:
         """Latent frames that wait or are being made: the cost that engines are scaled by."""
-        offline = sum(request.num_frames for requests, _, _ in self._offline.values() for request in requests)
+        offline = sum(request.num_frames for requests, _ in self._offline.values() for request in requests)
         return self.queue.frames + self.pool.frames + offline
 
     def require_room(self, requests: Sequence[GenerationRequest]) -> None:
@@ -245,7 +245,7 @@ class Service:
         """
         id = uuid.uuid4().hex
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._offline[id] = (requests, answer, time.monotonic())
+        self._offline[id] = (requests, answer)
         self._arrive()
         try:
             return await answer
@@ -262,7 +262,7 @@ class Service:
             future.set_result(answer)
 
     def _take_offline(self, engine: str) -> Assignment:
-        id, (requests, answer, _) = self._offline.popitem(last=False)
+        id, (requests, answer) = self._offline.popitem(last=False)
         self._offline_running[id] = answer
         batch = self.pool.begin(engine, [], time.monotonic(), offline=id)
         return Assignment(batch.id, offline=requests)
@@ -272,10 +272,7 @@ class Service:
         orders = []
         for ticket in tickets:
             ticket.attempts += 1
-            job, song = self._songs[ticket.id]
-            song.status, song.attempts = "in_progress", ticket.attempts
-            job.started_at = job.started_at or time.time()
-            job.touch()
+            job, song = self._begun(ticket)
             folder = job.id if job.kept else None
             index = int(ticket.id.rpartition("/")[2])
             orders.append(Order(song.request, job.format, song.source, folder, index))
@@ -288,12 +285,16 @@ class Service:
             return
         tickets = [ticket for id in ids if (ticket := self.queue.remove(id)) is not None]
         if tickets:
-            self.pool.batches[batch] = Batch(engine, {ticket.id: ticket for ticket in tickets}, now, id=batch)
+            self.pool.begin(engine, tickets, now, id=batch)
             for ticket in tickets:
-                job, song = self._songs[ticket.id]
-                song.status = "in_progress"
-                job.started_at = job.started_at or time.time()
-                job.touch()
+                self._begun(ticket)
+
+    def _begun(self, ticket: Ticket) -> tuple[Job, Song]:
+        job, song = self._songs[ticket.id]
+        song.status, song.attempts = "in_progress", ticket.attempts
+        job.started_at = job.started_at or time.time()
+        job.touch()
+        return job, song
 
     def _wait(self, job: Job, song: Song, arrived: float) -> None:
         ticket = Ticket(str(song.request.id), song.request, arrived, song.attempts)

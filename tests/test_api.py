@@ -282,7 +282,8 @@ def test_many_at_once_and_a_bad_one_is_no_others_problem(client: httpx2.Client) 
     assert answer.status_code == 202
     data = answer.json()["data"]
     assert [entry["index"] for entry in data] == [0, 1, 2, 3, 4]
-    assert [entry["status"] for entry in data] == ["queued", "failed", "failed", "queued", "failed"]
+    assert [entry["status"] == "failed" for entry in data] == [False, True, True, False, True]
+    assert {data[0]["status"], data[3]["status"]} <= {"queued", "in_progress", "completed"}  # the engine may be quick
     assert [problem["param"] for problem in data[1]["error"]["problems"]] == ["seed", "prompt"]
     assert data[2]["error"]["param"] == "items" and "did you mean 'prompt'?" in data[4]["error"]["message"]
     done = ended(client, data[3]["id"])
