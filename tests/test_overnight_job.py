@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from click.testing import CliRunner, Result
 
 from acestep.provenance import read_credentials
 from acestep.request import derived_seed
-from benchmarks.overhead import adapter
+from benchmarks.pipeline import adapter
 from jobs.cli import main
 from pipelines import layout, progress
 from pipelines.catalog import Catalog
@@ -384,6 +385,7 @@ def test_progress_tells_how_far_it_is_and_what_it_will_cost(tmp_path: Path, monk
         "rerolls": 2,
         "quarantined": 1,
         "lora_switches": 0,
+        "padding": 0.0,
         "audio_seconds": last["audio_seconds"],
         "audio_seconds_left": 0.0,
         "real_time_factor": 0,
@@ -406,7 +408,7 @@ def test_progress_tells_how_far_it_is_and_what_it_will_cost(tmp_path: Path, monk
 
     run = facts_of(output, f"runs/{summary.run}")
     told = {"planned": 16, "already": 0, "made": 14, "failed": {"quality": 1, "out_of_memory": 1}, "rerolls": 2}
-    told |= {"quarantined": 1, "engines": 1, "device": "stand-in", "lora_switches": 0, "stopped": None}
+    told |= {"quarantined": 1, "engines": 1, "device": "stand-in", "lora_switches": 0, "padding": 0.0, "stopped": None}
     told |= {"state": "finished", "run": summary.run}
     assert told.items() <= run.items()
     rows = songs_of(output).values()
@@ -484,11 +486,15 @@ def test_an_engine_switches_adapters_rarely(tmp_path: Path) -> None:
         "label": list(range(200)),
         "lora": [chosen.choice([*adapters, None]) for _ in range(200)],
     }
-    # While one batch is made the next one waits; batches that take no time would race for the engine.
+    # Batches that take no time would race for the engine.
     manifest = manifest_of(tmp_path / "m.parquet", ["song slow:0.02"] * 200, **columns)
     summary = run_job(stand_in_config(plan__bucket_rows=100), manifest, str(tmp_path / "out"))
     assert (summary.exit_code, summary.made) == (0, 200)
     record = facts_of(str(tmp_path / "out"), "run")
     assert record["num_buckets"] == 2
-    assert 6 <= summary.switches <= (len(adapters) + 1) * record["num_buckets"]
+    in_order = (len(adapters) + 1) * record["num_buckets"]
+    as_they_come = sum(one != other for one, other in pairwise(columns["lora"]))
+    assert as_they_come > 150
+    # Of two batches that wait for the engine the later one may go first, now and then.
+    assert 6 <= summary.switches <= in_order + 4
     assert facts_of(str(tmp_path / "out"))["lora_switches"] == summary.switches
