@@ -42,7 +42,8 @@ class MusicCodec(nn.Module):
             ValueError: for sizes that are not those of `acestep.frames`, naming both.
         """
         super().__init__()
-        self.autoencoder = autoencoder
+        # As convolutions want it, on GPUs and CPUs: otherwise each turns its input and its output around.
+        self.autoencoder: MusicAutoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vocoder = vocoder
         self.log_mel = log_mel
         self._check_sizes()
@@ -107,13 +108,14 @@ class MusicCodec(nn.Module):
     def _encode(self, waveform: Tensor) -> Tensor:
         low, high = MEL_RANGE
         mel = (self.log_mel(waveform) - low) / (high - low) * 2 - 1  # [B, 2, M, 8T]
-        latents = self.autoencoder.encode(mel.to(self._dtype)).float()
+        latents = self.autoencoder.encode(mel.to(self._dtype, memory_format=torch.channels_last)).float().contiguous()
         return (latents - LATENT_SHIFT) * LATENT_SCALE
 
     def _decode(self, latents: Tensor, chunk_frames: int) -> Tensor:
         low, high = MEL_RANGE
         scaled = latents.float() / LATENT_SCALE + LATENT_SHIFT
-        mel = self.autoencoder.decode(scaled.to(self._dtype), chunk_frames).float()  # [B, 2, M, 8T]
+        scaled = scaled.to(self._dtype, memory_format=torch.channels_last)
+        mel = self.autoencoder.decode(scaled, chunk_frames).float().contiguous()  # [B, 2, M, 8T]
         mel = (mel + 1) / 2 * (high - low) + low
         channels = mel.flatten(0, 1).to(self._dtype)  # the vocoder knows nothing of stereo
         size = chunk_frames * self.autoencoder.config.compression

@@ -6,7 +6,9 @@ import torch
 
 from acestep.problems import nearest
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT8 = torch.float8_e4m3fn
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float8": FLOAT8}
+"""By name; float8 stands for the transformer's large layers in it, and all else in bfloat16."""
 
 _POISONED = (
     *("device-side assert", "illegal memory access", "unspecified launch failure", "misaligned address"),
@@ -51,7 +53,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A torch dtype from its name or itself.
 
     Raises:
-        ValueError: for any but float32, bfloat16 and float16.
+        ValueError: for any that is not in `DTYPES`.
     """
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
@@ -65,8 +67,25 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` and the like."""
-    return str(dtype).removeprefix("torch.")
+    """`bfloat16` and the like, as `parse_dtype` takes it."""
+    return "float8" if dtype == FLOAT8 else str(dtype).removeprefix("torch.")
+
+
+def require_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """Make sure that a device computes in a dtype; a CPU does in each.
+
+    Raises:
+        ValueError: for float8 on a GPU without it.
+    """
+    if dtype != FLOAT8 or device.type == "cpu":
+        return
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+        return
+    allowed = ", ".join(name for name in DTYPES if name != "float8")
+    raise ValueError(
+        f"dtype: 'float8' is not allowed on {device_name(device)}; it needs an NVIDIA GPU of compute capability 8.9 or "
+        f"higher, such as L4, RTX 4090 and H100; allowed here: {allowed}"
+    )
 
 
 def synchronize(device: torch.device) -> None:

@@ -26,6 +26,7 @@ from acestep.device import (
     is_out_of_memory,
     is_poisoned,
     parse_dtype,
+    require_dtype,
 )
 from acestep.errors import ACEStepError, CancelledError, DeviceError, InvalidAudioError, OutOfMemoryError
 from acestep.lora import Adapter
@@ -91,7 +92,8 @@ class Engine:
         Args:
             checkpoint: "tiny", a folder, a hub id, an fsspec URL, or one already opened.
             device: None: CUDA, else Apple's GPU, else the CPU.
-            dtype: of the weights; None: bfloat16 on CUDA, else float32.
+            dtype: of the weights; None: bfloat16 on CUDA, else float32. float8: the transformer's large layers in it,
+                the rest in bfloat16.
             cpu_offload, torch_compile: see `Networks`.
 
         Raises:
@@ -101,6 +103,7 @@ class Engine:
         started = time.perf_counter()
         device = best_device(device)
         dtype = best_dtype(device) if dtype is None else parse_dtype(dtype)
+        require_dtype(dtype, device)
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint.open(checkpoint, storage_options=storage_options, lyric_vocab=lyric_vocab)
         networks = Networks.load(checkpoint, device, dtype, cpu_offload=cpu_offload, torch_compile=torch_compile)
@@ -123,13 +126,27 @@ class Engine:
         return device_name(self.networks.device)
 
     def warm_up(self) -> float:
-        """Make one short song and drop it, so that the first real one does not pay for start-up; returns seconds."""
+        """Make short songs and drop them, so that the first real one does not pay for start-up; returns seconds.
+
+        One song; if the network is compiled, also batches of every kind that is compiled apart: of songs equally long
+        or not, with lyrics of one length or not. Numbers of songs, frames and tokens are all different, for torch
+        takes equal ones to be always equal.
+        """
         started = time.perf_counter()
-        request = GenerationRequest(prompt="warm-up", lyrics="[verse]\nla", duration=1.0, seed=0, num_inference_steps=2)
-        outcome = self.generate([request])[0]
-        if isinstance(outcome, GenerationFailure):
-            raise DeviceError(f"the warm-up failed: {outcome.message}")
-        return time.perf_counter() - started
+        same: dict[str, Any] = {"seed": 0, "num_inference_steps": 4, "guidance_interval": 0.5}
+        song = GenerationRequest(prompt="warm-up", lyrics="[verse]\nla", duration=1.0, **same)
+        batches = [[song]]
+        if self.networks.compiled:
+            song, longer = (song.model_copy(update={"duration": seconds}) for seconds in (3.1, 4.7))
+            wordy = song.model_copy(update={"lyrics": "[verse]\n" + "la " * 24})
+            batches = [[song], [song] * 3, [song, song, longer], [song, song, wordy], [longer, song, wordy]]
+        for batch in batches:
+            for outcome in self.generate(batch):
+                if isinstance(outcome, GenerationFailure):
+                    raise DeviceError(f"the warm-up failed: {outcome.message}")
+        seconds = time.perf_counter() - started
+        logger.info("warmed up in %.1f s%s", seconds, ", compiled" if self.networks.compiled else "")
+        return seconds
 
     @torch.inference_mode()
     def generate(
@@ -150,8 +167,8 @@ class Engine:
             decode: False leaves the waveforms out: latents only.
             callback: called after each denoising step of each batch with (steps done, steps in all); an exception
                 that it raises ends the call and reaches the caller.
-            cancelled: asked before each batch, after each of its steps (after `callback`) and before each of its songs
-                is decoded; returns positions in `requests` that nobody wants any more, at once or bit by bit. A song
+            cancelled: asked before each batch, after each of its steps (after `callback`) and before songs of it are
+                decoded; returns positions in `requests` that nobody wants any more, at once or bit by bit. A song
                 named before its batch is over leaves it and becomes a failure of class "cancelled"; the others go on,
                 faster. What it raises is as with `callback`.
 
@@ -196,8 +213,8 @@ class Engine:
 
     def _batches(self, ready: dict[int, Prepared]) -> list[list[int]]:
         def key(position: int) -> tuple:
-            item = ready[position]  # A task has one start for a whole batch, and a source has a span or a target, too.
-            return (position,) if item.source is not None else (item.request.task, *item.request.batch_key())
+            item = ready[position]  # A source that was handed over is not in the request, and has a start of its own.
+            return (position,) if item.source is not None else item.request.batch_key()
 
         items = [BatchItem(position, item.num_frames, key(position)) for position, item in ready.items()]
         return form_batches(items, frame_budget=self.frame_budget, max_batch_size=self.max_batch_size)

@@ -18,6 +18,7 @@ import torch
 
 from acestep.errors import CheckpointError, InvalidRequestError
 from acestep.lora import Adapter, LowRank, misfit_error
+from acestep.models.float8 import Float8Linear
 from acestep.models.transformer import ACEStepTransformer
 from acestep.problems import Problem, nearest
 
@@ -121,6 +122,10 @@ class AdapterStack:
 
     def _write(self, name: str, parameter: torch.Tensor, updates: list[tuple[LowRank, float]]) -> None:
         """Make a parameter its base plus updates. Every step leaves `_merged` true, so a failure can be made good."""
+        layer = self._transformer.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, Float8Linear):
+            self._write_float8(name, layer, updates)
+            return
         if name not in self._bases:
             base = torch.empty_like(parameter, device="cpu", pin_memory=parameter.is_cuda)
             self._bases[name] = base.copy_(parameter, non_blocking=True)
@@ -138,6 +143,16 @@ class AdapterStack:
             update.add_to(total, weight)
         self._merged.add(name)
         parameter.copy_(total)
+
+    def _write_float8(self, name: str, layer: Float8Linear, updates: list[tuple[LowRank, float]]) -> None:
+        """As `_write`; the base is what the layer was made of, since few updates are as large as a step of float8."""
+        total = layer.original.to(layer.weight.device, torch.float32, copy=True)
+        for update, weight in updates:
+            update.add_to(total, weight)
+        self._merged.add(name)
+        layer.write(total)
+        if not updates:
+            self._merged.discard(name)
 
     def _checked(self, weights: Mapping[str, float]) -> dict[str, float]:
         self._require(weights)

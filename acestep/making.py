@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from acestep.codec import CHUNK_FRAMES
 from acestep.conditioning import encode_condition
 from acestep.device import synchronize
 from acestep.networks import Networks
@@ -85,17 +86,28 @@ def make_batch(
         CancelledError: when nobody did.
     """
     latents = sample(networks, [batch[member] for member in company.members], company, stopwatch, callback)
-    songs = {
-        member: latents[row : row + 1, ..., : batch[member].num_frames] for row, member in enumerate(company.members)
-    }
+    songs = {member: latents[row, ..., : batch[member].num_frames] for row, member in enumerate(company.members)}
     waveforms = dict.fromkeys(songs, torch.zeros(2, 0))
     if decode:
         with stopwatch("decode"), networks.at_work(networks.codec):
-            for member, song in songs.items():
+            for group in decoded_together({member: song.shape[-1] for member, song in songs.items()}):
                 company.ask()
-                if member in company.members:
-                    waveforms[member] = decode_song(networks, song, batch[member])
-    return {member: Made(songs[member][0].cpu(), waveforms[member]) for member in company.members}
+                staying = [member for member in group if member in company.members]
+                if staying:
+                    alike = torch.stack([songs[member] for member in staying])
+                    decoded = decode_songs(networks, alike, [batch[member] for member in staying])
+                    waveforms |= zip(staying, decoded, strict=True)
+    return {member: Made(songs[member].cpu(), waveforms[member]) for member in company.members}
+
+
+def decoded_together(num_frames: Mapping[int, int]) -> Iterator[list[int]]:
+    """Members by songs of one length, for the decoder attends over all of it, and no more than make a chunk."""
+    alike: dict[int, list[int]] = {}
+    for member, frames in num_frames.items():
+        alike.setdefault(frames, []).append(member)
+    for frames, members in alike.items():
+        size = max(1, CHUNK_FRAMES // frames)
+        yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
 def sample(
@@ -124,14 +136,19 @@ def sample(
             return edit_latents(transformer, condition, target, first.request, first.source, noise, after_step)
 
 
-def decode_song(networks: Networks, latents: torch.Tensor, item: Prepared) -> torch.Tensor:
-    """One song's waveform `[2, W]` on the CPU; alone, for the decoder attends over a song's whole length."""
+def decode_songs(networks: Networks, latents: torch.Tensor, items: Sequence[Prepared]) -> list[torch.Tensor]:
+    """Waveforms `[2, W]` on the CPU of songs `[B, 8, 16, T]` of one length."""
+    waveforms = networks.codec.decode(latents)
+    return [_finished(networks, waveform, item) for waveform, item in zip(waveforms, items, strict=True)]
+
+
+def _finished(networks: Networks, waveform: torch.Tensor, item: Prepared) -> torch.Tensor:
+    """The decoded song with what it keeps of its source, at the rate that was asked for."""
     codec, request, source = networks.codec, item.request, item.source
-    waveform = codec.decode(latents)[0]
     if source is not None and request.task in ("repaint", "extend"):
         own = source.waveform
         if own is None:
-            own = codec.decode(source.latents.to(latents.device))[0]
+            own = codec.decode(source.latents.to(waveform.device))[0]
         waveform = keep_source(waveform.cpu(), own.cpu(), span_of(request, source))
     if request.sample_rate != codec.sample_rate:
         waveform = resample(waveform, codec.sample_rate, request.sample_rate, request.resampler)

@@ -12,8 +12,11 @@ from torch import nn
 
 from acestep.checkpoint import Checkpoint
 from acestep.codec import MusicCodec
+from acestep.compiling import compile_blocks
+from acestep.device import FLOAT8, require_dtype
 from acestep.loading import load_part
 from acestep.models.autoencoder import MusicAutoencoder
+from acestep.models.float8 import to_float8
 from acestep.models.mel import LogMel
 from acestep.models.prompt_encoder import PromptEncoder
 from acestep.models.transformer import ACEStepTransformer
@@ -28,7 +31,7 @@ class Networks:
     Args:
         device: where they compute.
         cpu_offload: keep them in host memory and bring each to the device for its stage only.
-        torch_compile: compile the transformer's blocks; the first batches then take minutes.
+        torch_compile: compile the transformer's blocks; the warm-up then takes minutes, the first time on a machine.
     """
 
     def __init__(
@@ -45,10 +48,10 @@ class Networks:
         self.transformer = transformer
         self.codec = codec
         self.device = device
+        self.compiled = torch_compile
         self._offload = cpu_offload and device.type != "cpu"
         if torch_compile:
-            for block in transformer.transformer_blocks:
-                block.compile(dynamic=True)
+            compile_blocks(transformer.transformer_blocks)
 
     @classmethod
     def load(
@@ -64,16 +67,23 @@ class Networks:
 
         Raises:
             CheckpointError: when something is missing or does not fit.
+            ValueError: for a dtype that the device does not compute in.
         """
+        require_dtype(dtype, device)
+        in_float8 = dtype == FLOAT8
+        dtype = torch.bfloat16 if in_float8 else dtype
         where = torch.device("cpu") if cpu_offload else device
         codec = MusicCodec(
             cast(MusicAutoencoder, load_part(checkpoint, "autoencoder", dtype=dtype, device=where)),
             cast(Vocoder, load_part(checkpoint, "vocoder", dtype=dtype, device=where)),
             LogMel.from_config(checkpoint.config("vocoder")).to(where),
         )
+        transformer = cast(ACEStepTransformer, load_part(checkpoint, "transformer", dtype=dtype, device=where))
+        if in_float8:
+            to_float8(transformer)
         return cls(
             cast(PromptEncoder, load_part(checkpoint, "text_encoder", dtype=dtype, device=where)),
-            cast(ACEStepTransformer, load_part(checkpoint, "transformer", dtype=dtype, device=where)),
+            transformer,
             codec,
             device,
             cpu_offload=cpu_offload,

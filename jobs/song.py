@@ -60,7 +60,7 @@ def _range(limits: Sequence[Any]) -> str:
 @click.option("--alpha", type=float, help="Another way to say --variance: 0.9 is very similar, 0.1 very different.")
 @click.option("--checkpoint", default="tiny", show_default=True, help="tiny, a folder, a hub id or an fsspec URL.")
 @click.option("--device", help="cpu, cuda, cuda:1, mps. [default: the best there is]")
-@click.option("--dtype", help="float32, bfloat16 or float16. [default: bfloat16 on CUDA, else float32]")
+@click.option("--dtype", help="float32, bfloat16, float16 or float8. [default: bfloat16 on CUDA, else float32]")
 @click.option("--cpu-offload", is_flag=True, help="Keep each network in host memory but for its own stage.")
 @click.option("--torch-compile", is_flag=True, help="Compile the transformer; worth it for long runs only.")
 @click.option("--lyric-vocab", help="Path or URL of the lyric vocabulary, if the checkpoint lacks it.")

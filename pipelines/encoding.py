@@ -132,21 +132,11 @@ class Encoder:
         }
 
     def _sign(self, data: bytes, plan: pa.Table, facts: dict[str, Any]) -> bytes:
-        from acestep.provenance import sign
-
         names = ("id", "fingerprint", "lora", "adapter_fingerprint")
         planned = plan.select(names).to_pylist()[0]
         said = {name: planned[name] for name in names} | {name: facts[name] for name in ("model", "model_fingerprint")}
         said |= {"seed": facts["seed"], "version": __version__, "sound_version": SOUND_VERSION}
-        settings = self.provenance
-        return sign(
-            data,
-            self.audio.format,
-            facts=said,
-            certificate=settings.certificate,
-            private_key=settings.private_key,
-            algorithm=settings.algorithm,
-        )
+        return self.provenance.sign(data, self.audio.format, said)
 
     def _song(self, plan: pa.Table, facts: dict[str, Any], put: dict[str, Any]) -> pa.Table:
         planned = plan.to_pylist()[0]

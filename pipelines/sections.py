@@ -23,8 +23,10 @@ class ModelSection(Section):
         default="tiny",
         description="tiny (comes along, random weights: noise), a folder, a model hub id, or a URL such as s3://...",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="Of the weights; null: bfloat16 with GPUs, float32 without."
+    dtype: Literal["float32", "bfloat16", "float16", "float8"] | None = Field(
+        default=None,
+        description="Of the weights; null: bfloat16 with GPUs, float32 without. float8: the transformer's large layers "
+        "in that and all else in bfloat16, on a CPU or a GPU such as L4 and H100.",
     )
     device: str | None = Field(default=None, description="cpu, cuda, mps; null: cuda with GPUs, cpu without.")
     lyric_vocab: str | None = Field(
@@ -216,3 +218,17 @@ class ProvenanceSection(Section):
     algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = Field(
         default="es256", description="c2pa: of the key."
     )
+
+    def sign(self, data: bytes, format: str, facts: dict[str, Any]) -> bytes:
+        """The file with signed content credentials; `mode` must be c2pa. Raises what `acestep.provenance.sign` does."""
+        from acestep.provenance import sign
+
+        assert self.certificate is not None and self.private_key is not None, "the config has checked it"
+        return sign(
+            data,
+            format,
+            facts=facts,
+            certificate=self.certificate,
+            private_key=self.private_key,
+            algorithm=self.algorithm,
+        )

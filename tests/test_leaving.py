@@ -177,7 +177,7 @@ def test_songs_leave_before_they_are_decoded(engine: Engine, monkeypatch: pytest
         unwanted.add(1)
         return decode(latents)
 
-    requests = [request(seed) for seed in (1, 2, 3)]
+    requests = [request(seed, duration=seed) for seed in (1, 2, 3)]  # decoded apart, for none is like another
     expected = engine.generate(requests)
     monkeypatch.setattr(engine.networks.codec, "decode", counted)
     outcomes = engine.generate(requests, cancelled=lambda: unwanted)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acestep.models.linear import Linear
 from acestep.models.windows import in_windows, reach_before, reach_of, windows
 
 NORM_EPS = 1e-5
@@ -56,7 +57,7 @@ class ResBlock(nn.Module):
         self.norm = ChannelRMSNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.conv2(F.silu(self.conv1(x))))
+        return self.norm(self.conv2(F.silu(self.conv1(x), inplace=True))).add_(x)
 
     def reach(self, after: int) -> int:
         return reach_of(self.conv1, reach_of(self.conv2, after))
@@ -86,11 +87,11 @@ class MultiscaleLinearAttention(nn.Module):
         self.head_dim = head_dim
         num_heads = channels // head_dim
         inner = num_heads * head_dim
-        self.to_q = nn.Linear(channels, inner, bias=False)
-        self.to_k = nn.Linear(channels, inner, bias=False)
-        self.to_v = nn.Linear(channels, inner, bias=False)
+        self.to_q = Linear(channels, inner, bias=False)
+        self.to_k = Linear(channels, inner, bias=False)
+        self.to_v = Linear(channels, inner, bias=False)
         self.to_qkv_multiscale = nn.ModuleList(MultiscaleProjection(3 * inner, num_heads, k) for k in kernel_sizes)
-        self.to_out = nn.Linear(inner * (1 + len(kernel_sizes)), channels, bias=False)
+        self.to_out = Linear(inner * (1 + len(kernel_sizes)), channels, bias=False)
         self.norm_out = ChannelRMSNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from acestep.models.linear import Linear
+
 WEAKENED_LAYERS = (4, 5)
 """Layers whose queries ERG scales down in the unconditional branch."""
 
@@ -41,7 +43,7 @@ class InputEmbedding(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.scale = math.sqrt(width)
-        self.out = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.out = nn.Sequential(Linear(width, width), nn.LayerNorm(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.out(x) * self.scale
@@ -70,11 +72,11 @@ class RelativeSelfAttention(nn.Module):
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.linear_q = nn.Linear(width, width)
-        self.linear_k = nn.Linear(width, width)
-        self.linear_v = nn.Linear(width, width)
-        self.linear_out = nn.Linear(width, width)
-        self.linear_pos = nn.Linear(width, width, bias=False)
+        self.linear_q = Linear(width, width)
+        self.linear_k = Linear(width, width)
+        self.linear_v = Linear(width, width)
+        self.linear_out = Linear(width, width)
+        self.linear_pos = Linear(width, width, bias=False)
         self.pos_bias_u = nn.Parameter(torch.zeros(num_heads, width // num_heads))
         self.pos_bias_v = nn.Parameter(torch.zeros(num_heads, width // num_heads))
 
@@ -103,8 +105,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.w_1 = nn.Linear(width, hidden)
-        self.w_2 = nn.Linear(hidden, width)
+        self.w_1 = Linear(width, hidden)
+        self.w_2 = Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.w_2(F.silu(self.w_1(x)))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from acestep.models.linear import Linear, linear
 from acestep.models.lyric_encoder import LyricEncoder
 from acestep.models.rope import rope_table
 from acestep.models.transformer_block import KeysAndValues, TransformerBlock, modulate
@@ -82,6 +83,20 @@ class Condition:
         self.mask = None if self.mask is None else self.mask[rows]
 
 
+@dataclass(frozen=True, slots=True)
+class TimeCondition:
+    """What points in time mean to the network, a row each: the same whatever is made, so computed once a schedule."""
+
+    embedding: torch.Tensor
+    """`[S, E]`."""
+    modulation: torch.Tensor
+    """`[S, 6, E]`."""
+
+    def at(self, index: int) -> TimeCondition:
+        """One point, for every row of a batch."""
+        return TimeCondition(self.embedding[index : index + 1], self.modulation[index : index + 1])
+
+
 class ACEStepTransformer(nn.Module):
     """Linear-attention DiT with a lyric encoder inside. Latents are `[B, 8, 16, T]`, one token a frame."""
 
@@ -93,9 +108,9 @@ class ACEStepTransformer(nn.Module):
         width = config.inner_dim
         self.proj_in = PatchEmbedding(config)
         self.timestep_embedder = TimeEmbedding(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.speaker_embedder = nn.Linear(config.speaker_embedding_dim, width)
-        self.genre_embedder = nn.Linear(config.text_embedding_dim, width)
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
+        self.speaker_embedder = Linear(config.speaker_embedding_dim, width)
+        self.genre_embedder = Linear(config.text_embedding_dim, width)
         self.lyric_embs = nn.Embedding(config.lyric_encoder_vocab_size, config.lyric_hidden_size)
         self.lyric_encoder = LyricEncoder(
             config.lyric_hidden_size,
@@ -103,7 +118,7 @@ class ACEStepTransformer(nn.Module):
             config.lyric_encoder_num_heads,
             config.lyric_encoder_ff_size,
         )
-        self.lyric_proj = nn.Linear(config.lyric_hidden_size, width)
+        self.lyric_proj = Linear(config.lyric_hidden_size, width)
         self.transformer_blocks = nn.ModuleList(
             [
                 TransformerBlock(width, config.num_attention_heads, int(config.mlp_ratio * width))
@@ -111,6 +126,8 @@ class ACEStepTransformer(nn.Module):
             ]
         )
         self.final_layer = FinalLayer(config)
+        self._ropes: dict[torch.device, torch.Tensor] = {}
+        """By device, as long as any that was asked for."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ACEStepTransformer:
@@ -155,10 +172,15 @@ class ACEStepTransformer(nn.Module):
         keys_and_values = [block.cross_attn.keys_and_values(hidden, rope) for block in blocks]
         return Condition(keys_and_values, None if bool(mask.all()) else mask)
 
+    def embed_time(self, timesteps: torch.Tensor) -> TimeCondition:
+        """Of points `[S]` in 0..1000."""
+        embedding = self.timestep_embedder(timesteps, self.final_layer.linear.weight.dtype)
+        return TimeCondition(embedding, self.t_block(embedding).unflatten(-1, (6, -1)))
+
     def forward(
         self,
         latents: torch.Tensor,
-        timestep: torch.Tensor,
+        timestep: torch.Tensor | TimeCondition,
         condition: Condition,
         frame_mask: torch.Tensor | None = None,
         query_scale: torch.Tensor | None = None,
@@ -167,7 +189,7 @@ class ACEStepTransformer(nn.Module):
 
         Args:
             latents: `[B, 8, 16, T]`, zero behind an item's end.
-            timestep: `[B]` in 0..1000.
+            timestep: in 0..1000, `[B]`, or `[1]` for all rows; or what `embed_time` makes of it.
             condition: from `condition()`.
             frame_mask: `[B, T]`, 1 on an item's own frames; None: all are.
             query_scale: `[B]`, scales the queries of `WEAKENED_BLOCKS` row by row (ERG).
@@ -178,16 +200,20 @@ class ACEStepTransformer(nn.Module):
         mask = None if frame_mask is None else frame_mask[..., None].to(latents.dtype)
         x = self.proj_in(latents, mask)
         rope = self._rope(x.shape[1], x.device)
-        time = self.timestep_embedder(timestep, x.dtype)
-        modulation = self.t_block(time).unflatten(-1, (6, -1))
+        time = timestep if isinstance(timestep, TimeCondition) else self.embed_time(timestep)
         for index, block in enumerate(self.transformer_blocks):
             scale = query_scale if index in WEAKENED_BLOCKS else None
-            x = block(x, modulation, condition.keys_and_values[index], condition.mask, rope, mask, scale)
-        velocity = self.final_layer(x, time)
+            x = block(x, time.modulation, condition.keys_and_values[index], condition.mask, rope, mask, scale)
+        velocity = self.final_layer(x, time.embedding)
         return velocity if mask is None else velocity * mask[:, None, None, :, 0]
 
     def _rope(self, length: int, device: torch.device) -> torch.Tensor:
-        return rope_table(length, self.config.attention_head_dim, self.config.rope_theta, device)
+        table = self._ropes.get(device)
+        if table is None or table.shape[1] < length:
+            with torch.inference_mode(False):  # It outlives the mode that it is first asked for in.
+                table = rope_table(length, self.config.attention_head_dim, self.config.rope_theta, device)
+            self._ropes[device] = table
+        return table[:, :length].clone()  # compiled blocks would tell a view of one length from that of another
 
 
 class PatchEmbedding(nn.Module):
@@ -207,7 +233,7 @@ class PatchEmbedding(nn.Module):
         patch, norm, project = cast("tuple[nn.Conv2d, nn.GroupNorm, nn.Conv2d]", tuple(self.early_conv_layers))
         x = patch(latents)[:, :, 0]  # [B, size, T]
         x = norm(x) if mask is None else masked_group_norm(x, mask[..., 0], norm)
-        return F.linear(x.transpose(1, 2), project.weight[..., 0, 0], project.bias)
+        return linear(x.transpose(1, 2), project.weight[..., 0, 0], project.bias)
 
 
 def masked_group_norm(x: torch.Tensor, mask: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
@@ -226,8 +252,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.linear_1 = nn.Linear(TIME_FEATURES, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(TIME_FEATURES, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, timestep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`[B]` in 0..1000 -> `[B, E]`."""
@@ -245,7 +271,7 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.height, self.channels = config.max_height, config.out_channels
         self.scale_shift_table = nn.Parameter(torch.zeros(2, config.inner_dim))
-        self.linear = nn.Linear(config.inner_dim, self.height * self.channels)
+        self.linear = Linear(config.inner_dim, self.height * self.channels)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         """`[B, T, E]` and time embedding `[B, E]` -> `[B, C, F, T]`."""

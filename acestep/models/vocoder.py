@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep.models.config import read_config
+from acestep.models.linear import Linear
 from acestep.models.windows import reach_of
 
 STEM_KERNEL = 7
@@ -95,8 +96,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.pwconv1 = Linear(channels, 4 * channels)
+        self.pwconv2 = Linear(4 * channels, channels)
         self.gamma = nn.Parameter(torch.full((channels,), LAYER_SCALE))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            x = x + plain(F.silu(dilated(F.silu(x))))
+            x = plain(F.silu(dilated(F.silu(x)), inplace=True)).add_(x)
         return x
 
     def reach(self, after: int) -> int:
@@ -192,8 +193,8 @@ def _mean_of(blocks: Sequence[ResBlock], x: Tensor) -> Tensor:
     # Summed one by one: stacked, the outputs would be the peak of the memory.
     total = blocks[0](x)
     for block in blocks[1:]:
-        total = total + block(x)
-    return total / len(blocks)
+        total += block(x)
+    return total.div_(len(blocks))
 
 
 def _reach_of_all(module: nn.Module, after: int) -> int:

@@ -54,13 +54,13 @@ def denoise(
     # The original steps without granularity beside kept frames; an omega of 0 is just that.
     omega = per_item(requests, "omega_scale", latents.device) * (kept is None)
     stepper = make_stepper(first.scheduler, start.sigmas, omega, noise.draw, frame_mask)
-    velocity = _GuidedVelocity(transformer, condition, requests, frame_mask, len(start.sigmas) - 1)
+    velocity = _GuidedVelocity(transformer, condition, requests, frame_mask, len(start.sigmas) - 1, stepper.timesteps)
 
     begin = stepper.first_evaluation(start.first_step)
     total = len(stepper.timesteps) - begin
-    for done, timestep in enumerate(stepper.timesteps[begin:], 1):
-        index = begin + done - 1
-        latents = stepper.step(index, latents, velocity(index, timestep, latents))
+    for index in range(begin, len(stepper.timesteps)):
+        done = index + 1 - begin
+        latents = stepper.step(index, latents, velocity(index, latents))
         if kept is not None:
             latents = kept.restore(latents, stepper.sigma_after(index))
         if callback is not None:
@@ -77,7 +77,7 @@ def denoise(
 
 
 class _GuidedVelocity:
-    """The velocity of a batch, guided at those of `num_steps` evaluations where its requests want it."""
+    """The velocity of a batch at `timesteps`, guided at those of `num_steps` evaluations where its requests want it."""
 
     def __init__(
         self,
@@ -86,9 +86,12 @@ class _GuidedVelocity:
         requests: Sequence[GenerationRequest],
         frame_mask: torch.Tensor | None,
         num_steps: int,
+        timesteps: Sequence[float],
     ):
         first = requests[0]
         self._transformer, self._condition = transformer, condition
+        device = transformer.final_layer.linear.weight.device
+        self._times = transformer.embed_time(torch.tensor(timesteps, dtype=torch.float32, device=device))
         self._guide = make_guidance(first.guidance)
         self._guided = guided_steps(num_steps, first.guidance_interval) if first.is_guided else range(0)
         self._branches = 1 + first.is_guided + first.is_double
@@ -110,15 +113,14 @@ class _GuidedVelocity:
         self._text_scale = per_item(requests, "guidance_scale_text", device)
         self._lyric_scale = per_item(requests, "guidance_scale_lyric", device)
 
-    def __call__(self, index: int, timestep: float, latents: torch.Tensor) -> torch.Tensor:
-        """At `latents` `[B, 8, 16, T]`, for evaluation `index` at `timestep`: float32 of the same shape."""
+    def __call__(self, index: int, latents: torch.Tensor) -> torch.Tensor:
+        """At `latents` `[B, 8, 16, T]`, for evaluation `index`: float32 of the same shape."""
         count, x = len(latents), latents.to(self._transformer.final_layer.linear.weight.dtype)
+        time = self._times.at(index)
         if index not in self._guided:
-            times = latents.new_full((count,), timestep)
-            return self._transformer(x, times, self._alone, self._frame_mask).float()
-        times = latents.new_full((self._branches * count,), timestep)
+            return self._transformer(x, time, self._alone, self._frame_mask).float()
         x = x.repeat(self._branches, 1, 1, 1)
-        velocity = self._transformer(x, times, self._condition, self._all_masks, self._query_scale).float()
+        velocity = self._transformer(x, time, self._condition, self._all_masks, self._query_scale).float()
         cond, uncond, *rest = velocity.split(count)
         if rest:
             return double_condition(cond, rest[0], uncond, self._text_scale, self._lyric_scale)

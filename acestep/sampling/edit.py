@@ -76,10 +76,10 @@ class _Velocity:
 
     def __call__(self, latents: torch.Tensor, sigma: float) -> torch.Tensor:
         count = len(latents)
-        x, time = latents.to(self._dtype), latents.new_full((count,), TIMESTEPS * sigma)
+        x, time = latents.to(self._dtype), latents.new_full((1,), TIMESTEPS * sigma)
         if self._scale in (0.0, 1.0):
             return self._transformer(x, time, self._condition).float()
-        both = self._transformer(x.repeat(2, 1, 1, 1), time.repeat(2), self._condition).float()
+        both = self._transformer(x.repeat(2, 1, 1, 1), time, self._condition).float()
         guided, running = apg(both[:count], both[count:], latents.new_full((count,), self._scale), self._running)
         self._running = running if self._momentum else None
         return guided
