@@ -99,6 +99,7 @@ class Driver:
             songs_planned=self._summary.planned,
             songs_already=self._summary.already,
             engines=engines,
+            padding=self._summary.padding,
             price_per_hour=None if price is None else price * (gpus or engines),
         )
 
@@ -197,6 +198,7 @@ class Driver:
             summary.device = engine["device"]
             summary.switches += engine["switches"]
             counts.switches += engine["switches"]
+            summary.padding.add(*engine["padding"])
             times.generate += engine["seconds"]
             times.wait += engine["waited"]
             self._metrics.batch(engine)

@@ -28,6 +28,7 @@ from pipelines import layout
 from pipelines.actors import EngineActor
 from pipelines.attempts import Attempts, Outcome, Verdict
 from pipelines.errors import Stop, StorageError
+from pipelines.padding import Padding
 from pipelines.schema import pack, requests_of, unpack
 from pipelines.sections import BestOfSection, QualitySection, StoppingSection
 from pipelines.speed import SpeedKey, SpeedTable
@@ -230,6 +231,7 @@ class GenerateStage:
         work.calls += 1
         work.seconds += self._ended_at - started
         work.done += cost
+        work.padding.count(requests)
         logger.info("batch %s: %d songs in %.1f s", batch, len(requests), self._ended_at - started)
         return outcomes
 
@@ -270,6 +272,7 @@ class _BatchWork:
         self.seconds = 0.0
         self.waited = 0.0
         self.done = Work()
+        self.padding = Padding()
         self.switches = 0
         self.whole = True
         """Whether nothing in it failed, so that what it took says how fast this engine is."""
@@ -279,6 +282,7 @@ class _BatchWork:
             "seconds": self.seconds,
             "waited": self.waited,
             "work": self.done.parts,
+            "padding": (self.padding.padded, self.padding.computed),
             "calls": self.calls,
             "switches": self.switches,
             "whole": self.whole,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipelines import layout
 from pipelines.errors import StorageError
+from pipelines.padding import Padding
 from pipelines.quantities import duration_text
 from pipelines.storage import Storage
 
@@ -50,6 +51,7 @@ class Counts:
     rerolls: int = 0
     quarantined: int = 0
     switches: int = 0
+    padding: Padding = field(default_factory=Padding)
 
     @property
     def failed(self) -> int:
@@ -163,6 +165,7 @@ class Progress:
             "rerolls": counts.rerolls,
             "quarantined": counts.quarantined,
             "lora_switches": counts.switches,
+            "padding": round(counts.padding.share, 4),
             "audio_seconds": round(counts.audio_seconds, 3),
             "audio_seconds_left": round(max(0.0, counts.seconds_to_make - self._seconds_over), 3),
             "real_time_factor": round(self._speed(), 3),

@@ -32,6 +32,7 @@ def write_run(storage: Storage, summary: Summary, state: str) -> None:
         "engines": summary.engines,
         "device": summary.device,
         "lora_switches": summary.switches,
+        "padding": round(summary.padding.share, 4),
         "stopped": summary.stopped,
         "times": {name: round(value, 3) for name, value in dataclasses.asdict(summary.times).items()},
     }

@@ -111,6 +111,8 @@ class Status:
             left.append(f"{seconds_left / 3600:,.2f} h of audio")
         engines, switches = self._number("engines"), self._number("lora_switches")
         loaded = f"{engines:,.0f}" + (f", {switches:,.0f} switches of adapters" if switches else "")
+        if padding := self._known("padding"):
+            loaded += f", {padding:.1%} padding"
         facts = [
             ("failures", ", ".join(f"{name} {count:,}" for name, count in classes)),
             ("audio", self._audio_text()),

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from pipelines.padding import Padding
 from pipelines.quantities import duration_text
 
 EXAMPLES = 3
@@ -68,6 +69,7 @@ class Summary:
         audio_seconds: of the songs made.
         engines: processes that generated.
         switches: changes of adapter in them.
+        padding: of the batches that they made.
         stopped: why the run ended early, if it did.
         signal: the signal that ended it, if one did.
     """
@@ -86,6 +88,7 @@ class Summary:
     bytes_written: int = 0
     engines: int = 0
     switches: int = 0
+    padding: Padding = field(default_factory=Padding)
     device: str = ""
     started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     random_weights: bool = False
@@ -120,6 +123,7 @@ class Summary:
             lines.append(
                 f"{self.real_time_factor:.1f} times real time with {self.engines} "
                 f"engine{'s' if self.engines != 1 else ''}; {self.bytes_written / 1e6:,.1f} MB written"
+                + (f"; {self.padding.share:.1%} of the frames computed was padding" if self.padding.padded else "")
             )
         warm = times.generate + times.wait
         busy = times.generate / warm if warm else 0.0

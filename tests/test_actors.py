@@ -15,6 +15,7 @@ import soundfile
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import CheckpointError
+from acestep.frames import num_latent_frames
 from acestep.loudness import Loudness
 from acestep.request import GenerationRequest
 from acestep.result import GenerationFailure, GenerationResult
@@ -111,6 +112,15 @@ def test_what_the_first_batch_took_is_the_measure_of_the_next(tmp_path: Path) ->
     outcome = json.loads(row["outcome"])
     assert outcome["error_class"] == "timeout"
     assert "much longer than batches of its cost do; it was at step" in outcome["message"]
+
+
+def test_padding_is_told_of_every_call_of_the_engine(tmp_path: Path) -> None:
+    plan = pa.concat_tables([plan_of(["rock"], duration=2.0), plan_of(["silent"], duration=1.0)])
+    generated = pa.concat_tables(list(stage_of(tmp_path)(batch_of(plan))))
+    told = json.loads(generated.column("engine")[0].as_py())
+    longer, shorter = num_latent_frames(2.0), num_latent_frames(1.0)
+    assert told["calls"] > 1, "the silent song was made again, alone"
+    assert told["padding"] == [longer - shorter, 2 * longer + (told["calls"] - 1) * shorter]
 
 
 def test_a_broken_device_ends_the_process_hard() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from benchmarks.overhead import adapter
+from benchmarks.pipeline import adapter
 from pipelines.metrics import NAMES
 from tests.conftest import ROOT
 from tests.running_job import manifest_of

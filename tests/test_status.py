@@ -40,6 +40,7 @@ WHOLE: dict[str, Any] = {
     "cost_left": 12.5,
     "engines": 4,
     "lora_switches": 2,
+    "padding": 0.125,
     "started_at": "2026-01-01T00:00:00+00:00",
     "updated_at": "2026-01-01T00:10:00+00:00",
 }
@@ -82,7 +83,7 @@ def test_a_run_at_work(storage: Storage) -> None:
         "40.0 times real time now, 31.2 overall",
         "3 rerolls, 1 in quarantine",
         "1 h 01 min, cost 12.50, 9.50 h of audio",
-        "4, 2 switches",
+        "4, 2 switches of adapters, 12.5% padding",
         "0 of 2 finished",
         "r2, started 2026-01-01T00:00:00+00:00",
     ):
