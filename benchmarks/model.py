@@ -49,7 +49,7 @@ class Bench:
         self.limit = self._matmul_rate()
         self.lines = [
             f"{device_name(device)}, {dtype_name(dtype)}, torch {torch.__version__}, {blocks} blocks, "
-            f"compiled: {torch_compile}; limit {self.limit:.1f} TFLOP/s",
+            f"compiled: {torch_compile}; limit {self.limit:.3g} TFLOP/s",
             "part      batch  seconds         ms   TFLOP/s  of limit  x real time     GiB",
         ]
         print("\n".join(self.lines), flush=True)
