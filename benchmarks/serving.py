@@ -9,18 +9,23 @@
     python -m benchmarks.serving joining        # simulated: what joining a running batch could gain at most
 
 The first four start a real server in a process of its own, `--ray` the application on Ray Serve; its engine waits
-instead of computing (`benchmarks.simulated`), or is the tiny model (`latency --tiny`).
+instead of computing (`benchmarks.simulated`), or is the tiny model (`latency --tiny`). `serving --log COMMAND` appends
+what is printed to benchmarks/LOG.md.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import os
+import platform
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import aiohttp
@@ -28,6 +33,7 @@ import click
 import numpy as np
 
 from acestep.request import GenerationRequest
+from benchmarks.log import append_to_log
 from benchmarks.queueing import adapters, joining, lengths
 from benchmarks.servers import Measured, config_of, measured
 
@@ -36,9 +42,30 @@ ON_RAY = click.option("--ray", "on_ray", is_flag=True, help="The application on 
 TIMEOUT = aiohttp.ClientTimeout(total=600)
 
 
+class Printed(io.StringIO):
+    """Keeps what it prints."""
+
+    def write(self, text: str) -> int:
+        """To the terminal too, at once."""
+        print(text, end="", file=sys.__stdout__, flush=True)
+        return super().write(text)
+
+
 @click.group()
-def main() -> None:
+@click.option("--log", is_flag=True, help="Append what is printed to benchmarks/LOG.md.")
+@click.pass_context
+def main(context: click.Context, log: bool) -> None:
     """Measure the server; see each command."""
+    context.obj = context.with_resource(redirect_stdout(Printed()))
+
+
+@main.result_callback()
+@click.pass_context
+def keep(context: click.Context, result: object, log: bool) -> None:
+    """Log what a command printed that came to its end."""
+    if log:
+        hardware = f"{os.cpu_count()} cores, {platform.machine()}"
+        append_to_log(f"the server, {context.invoked_subcommand}", hardware, context.obj.getvalue().splitlines())
 
 
 for command in (lengths, adapters, joining):
