@@ -18,6 +18,8 @@ import platform
 import random
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -129,7 +131,9 @@ def main(
     print(HEAD, flush=True)
     for count in engines:
         for each in songs:
-            lines.append(measure(count, count * each, batch, duration, loras, settings))
+            # Of a Ray that is over, something may live on in its process: each run has one of its own.
+            with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+                lines.append(fresh.submit(measure, count, count * each, batch, duration, loras, settings).result())
             print(lines[-1], flush=True)
     if log:
         hardware = f"{os.cpu_count()} cores, {platform.machine()}"

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acestep.frames import num_latent_frames
+from acestep.models.transformer import TimeCondition
 from acestep.request import GenerationRequest
 from acestep.sampling import tasks
 from acestep.sampling.denoise import denoise
@@ -54,6 +55,9 @@ class CountingTransformer:
         self.calls = self.rows = 0
         self.final_layer = torch.nn.Module()
         self.final_layer.linear = torch.nn.Linear(1, 1)
+
+    def embed_time(self, timesteps: torch.Tensor) -> TimeCondition:
+        return TimeCondition(timesteps, timesteps)
 
     def __call__(self, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
         self.calls += 1
