@@ -28,6 +28,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         or x.dtype != torch.float32
         or x.device.type != "cpu"
         or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
         or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
     ):
         return F.linear(x, weight, bias)

@@ -138,6 +138,16 @@ class ACEStepTransformer(nn.Module):
         """
         return cls(TransformerConfig.from_dict(config))
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training keeps only what goes into each block and computes the rest again: less memory, slower."""
+        return any(cast("TransformerBlock", block).gradient_checkpointing for block in self.transformer_blocks)
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        for block in self.transformer_blocks:
+            cast("TransformerBlock", block).gradient_checkpointing = on
+
     def encode(
         self,
         text: torch.Tensor,

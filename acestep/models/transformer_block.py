@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from acestep.models.linear import Linear, linear
 from acestep.models.rope import apply_rope
@@ -26,6 +27,8 @@ class TransformerBlock(nn.Module):
         self.attn = LinearAttention(width, num_heads)
         self.cross_attn = CrossAttention(width, num_heads)
         self.ff = GatedConvolution(width, feed_forward_size)
+        self.gradient_checkpointing = False
+        """Keep only what goes in, and compute the rest again for the gradients."""
 
     def forward(
         self,
@@ -50,6 +53,22 @@ class TransformerBlock(nn.Module):
             query_scale: `[B]`, multiplies the cross-attention queries. (ERG scales those of the self-attention too,
                 but there the scale cancels between numerator and denominator.)
         """
+        arguments = (x, modulation, keys_and_values, condition_mask, rope, frame_mask, query_scale)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            # Inside the call, so that hooks on the block are called once.
+            return checkpoint(self._compute, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return self._compute(*arguments)
+
+    def _compute(
+        self,
+        x: torch.Tensor,
+        modulation: torch.Tensor,
+        keys_and_values: KeysAndValues,
+        condition_mask: torch.Tensor | None,
+        rope: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+        query_scale: torch.Tensor | None,
+    ) -> torch.Tensor:
         table = self.scale_shift_table.to(modulation.dtype) + modulation
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = table.unsqueeze(2).unbind(1)
         x = x + gate_attn * self.attn(modulate(x, shift_attn, scale_attn), rope, frame_mask)
@@ -136,9 +155,9 @@ class GatedConvolution(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.inverted_conv = _Convolution(width, 2 * hidden, 1)
-        self.depth_conv = _Convolution(2 * hidden, 2 * hidden, 3, groups=2 * hidden)
-        self.point_conv = _Convolution(hidden, width, 1, bias=False)
+        self.inverted_conv = Convolution(width, 2 * hidden, 1)
+        self.depth_conv = Convolution(2 * hidden, 2 * hidden, 3, groups=2 * hidden)
+        self.point_conv = Convolution(hidden, width, 1, bias=False)
 
     def forward(self, x: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
         x = F.silu(self.inverted_conv.as_linear(x))
@@ -148,7 +167,7 @@ class GatedConvolution(nn.Module):
         return self.point_conv.as_linear(x * F.silu(gate))
 
 
-class _Convolution(nn.Module):
+class Convolution(nn.Module):
     """Conv1d on `[B, T, E]`, under the parameter names of the checkpoint."""
 
     def __init__(self, width_in: int, width_out: int, kernel: int, groups: int = 1, bias: bool = True):
