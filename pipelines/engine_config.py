@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from acestep.audio_format import AudioFormat
 from acestep.errors import InvalidRequestError
 from acestep.loudness import Loudness
-from acestep.problems import Problem, ProblemsError, problems_of
+from acestep.problems import Problem, ProblemsError
 from acestep.provenance import SIGNABLE_FORMATS
 from acestep.request import GenerationRequest
-from pipelines.errors import ConfigError
+from pipelines.config_file import FileConfig
 from pipelines.sections import (
     BatchSection,
     ModelSection,
@@ -26,7 +22,6 @@ from pipelines.sections import (
     QualitySection,
     RaySection,
     ResourcesSection,
-    Section,
     StorageSection,
 )
 
@@ -35,7 +30,7 @@ DEFAULT_FORMAT: Literal["flac"] = "flac"
 _NOT_DEFAULTS = ("id", "prompt")
 
 
-class EngineConfig(Section):
+class EngineConfig(FileConfig):
     """Engines, what they are asked for by default, and what becomes of their songs."""
 
     engine: str = Field(
@@ -139,68 +134,3 @@ class EngineConfig(Section):
             mode="json",
             exclude={"model": {"storage_options"}, "storage": {"storage_options"}, "ray": {"runtime_env"}},
         )
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path | Mapping[str, Any] | None = None,
-        overrides: Sequence[str] = (),
-        *,
-        name: str = "of the catalog",
-    ) -> Self:
-        """Read a YAML file (or its content; none: the defaults) and apply `a.b=c` overrides, values as in YAML.
-
-        Raises:
-            ConfigError: with every problem.
-        """
-        if isinstance(path, Mapping):
-            values, path = copy.deepcopy(dict(path)), name
-        else:
-            values = _read_yaml(Path(path)) if path else {}
-        for override in overrides:
-            _apply(values, override)
-        where = f"the config {path}" if path else "the config"
-        return cls.parse(values, f"{where} with --set" if overrides else where)
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str = "the config") -> Self:
-        """A config from nested plain values.
-
-        Raises:
-            ConfigError: with every problem.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError.of(where, problems_of(error, cls)) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the config {path} is not YAML: {error}") from error
-    if not isinstance(values or {}, dict):
-        raise ConfigError(f"the config {path} holds {type(values).__name__}, not names and values")
-    return values or {}
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--set {override!r} is not allowed; it must be like batch.max_batch_size=4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
-    *sections, last = name.strip().split(".")
-    for section in sections:
-        inner = values.get(section)
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"--set {override!r}: {section} is {inner!r} and has no parts")
-        values = inner
-    values[last] = value

@@ -60,16 +60,31 @@ def connect(config: RunConfig) -> bool:
     Raises:
         ConfigError: when it cannot be reached.
     """
+    resources = config.resources
+    engines = max(resources.num_actors or 1, resources.max_actors or 1)
+    needed = math.ceil(engines * resources.num_cpus + resources.encode_cpus + CUTTERS * CUTTER_CPUS)
+    return connect_to(config.ray.address, config.ray.runtime_env, needed)
+
+
+def connect_to(address: str | None, runtime_env: dict[str, Any] | None, needed: int) -> bool:
+    """Connect to a Ray, or start one on this machine that is said to have at least `needed` CPUs.
+
+    Returns:
+        False if that was done before.
+
+    Raises:
+        ConfigError: when it cannot be reached.
+    """
     import ray
 
     if ray.is_initialized():
         return False
     for name, value in RAY_DATA_SETTINGS.items():
         os.environ.setdefault(name, value)
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR}
-    if config.ray.runtime_env is not None:
-        options["runtime_env"] = config.ray.runtime_env
+    if runtime_env is not None:
+        options["runtime_env"] = runtime_env
     if address and address != "local":
         try:
             _require_listener(address)
@@ -77,9 +92,6 @@ def connect(config: RunConfig) -> bool:
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"ray.address: {address!r} cannot be reached: {error}") from error
         return True
-    resources = config.resources
-    engines = max(resources.num_actors or 1, resources.max_actors or 1)
-    needed = math.ceil(engines * resources.num_cpus + resources.encode_cpus + CUTTERS * CUTTER_CPUS)
     num_cpus = max(LOCAL_CPUS, os.cpu_count() or 1, needed)
     ray.init("local", num_cpus=num_cpus, include_dashboard=False, **options)
     return True

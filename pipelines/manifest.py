@@ -34,11 +34,14 @@ class Manifest:
         columns: the names that its files have, as far as their beginnings tell.
 
     Raises:
-        ManifestError: when it is missing, unreadable, empty or lacks `id` or `prompt`.
+        ManifestError: when it is missing, unreadable, empty or lacks a column of `required`.
     """
 
-    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None):
+    def __init__(
+        self, url: str, storage_options: Mapping[str, Any] | None = None, *, required: Sequence[str] = REQUIRED
+    ):
         self.url = url
+        self._required = required
         try:
             self._filesystem, self._path = open_filesystem(url, storage_options or {})
         except UnusableInputError as error:
@@ -128,7 +131,7 @@ class Manifest:
             repeated = [name for name, times in Counter(columns).items() if times > 1]
             if repeated:
                 raise ManifestError(f"manifest {self.url}: {file.name} has the column {repeated[0]!r} twice")
-            for name in REQUIRED:
+            for name in self._required:
                 if name not in columns:
                     close = [each for each in columns if each.strip().lower() == name]
                     hint = nearest(close[0], close) if close else nearest(name, columns)

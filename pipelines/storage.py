@@ -10,11 +10,13 @@ import io
 import logging
 import os
 import random
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -83,6 +85,43 @@ class Storage:
         """
         action = write_whole if self.is_local else self._filesystem.pipe_file
         self._retried("write", key, lambda: action(self._path(key), data))
+
+    @contextmanager
+    def whole_file(self, key: str) -> Iterator[Path]:
+        """A local file to write, for what is too large for the memory; it becomes the object when the block ends.
+
+        Raises:
+            StorageError: when it still cannot be put in its place after every retry.
+        """
+        if not self.is_local:
+            with tempfile.TemporaryDirectory(prefix="acestep-") as folder:
+                file = Path(folder, "file")
+                yield file
+                self._retried("write", key, lambda: self._filesystem.put_file(str(file), self._path(key)))
+            return
+        target = Path(self._path(key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = target.parent / f".{uuid.uuid4().hex}.tmp"
+        try:
+            yield file
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            file.replace(target)
+        finally:
+            file.unlink(missing_ok=True)
+
+    @contextmanager
+    def local_copy(self, key: str) -> Iterator[Path]:
+        """The object as a local file, to read while the block lasts; raises as `get`."""
+        if self.is_local:
+            if not os.path.isfile(self._path(key)):
+                raise FileNotFoundError(self._path(key))
+            yield Path(self._path(key))
+            return
+        with tempfile.TemporaryDirectory(prefix="acestep-") as folder:
+            file = Path(folder, "file")
+            self._retried("read", key, lambda: self._filesystem.get_file(self._path(key), str(file)))
+            yield file
 
     def get(self, key: str) -> bytes:
         """The whole object.

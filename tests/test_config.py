@@ -10,10 +10,14 @@ import yaml
 from pydantic import BaseModel
 
 from pipelines.config import RunConfig
+from pipelines.config_file import FileConfig
 from pipelines.errors import ConfigError
+from pipelines.training.config import TrainingConfig
+from pipelines.training_data.config import PrepareConfig
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "serve.yaml")
+OTHERS: dict[str, type[FileConfig]] = {"prepare.yaml": PrepareConfig, "train.yaml": TrainingConfig}
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name not in {"serve.yaml", *OTHERS})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -46,6 +50,19 @@ def test_the_tiny_config_shows_every_option_with_its_default() -> None:
     assert RunConfig.load(CONFIGS[-1]) == RunConfig()
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_configs_of_training_show_every_option_with_its_default(name: str) -> None:
+    shown = yaml.safe_load((ROOT / "configs" / name).read_text())
+    kind = OTHERS[name]
+    for option, default in options_of(kind).items():
+        value = shown
+        for part in option.split("."):
+            assert part in value, f"{option} is missing"
+            value = value[part]
+        assert value == (list(default) if isinstance(default, tuple) else default), option
+    assert kind.load(ROOT / "configs" / name) == kind()
+
+
 def test_the_options_that_the_readme_sets_go_with_the_tiny_config() -> None:
     words = (ROOT / "README.md").read_text(encoding="utf-8").split("command line: `", 1)[1].split("`", 1)[0].split()
     settings = [setting for flag, setting in zip(words[::2], words[1::2], strict=True) if flag == "--set"]
@@ -54,14 +71,15 @@ def test_the_options_that_the_readme_sets_go_with_the_tiny_config() -> None:
     assert (config.audio.format, config.audio.bitrate_kbps, config.loudness.mode) == ("mp3", 320, "lufs")
 
 
-def test_every_option_says_what_it_is() -> None:
+@pytest.mark.parametrize("kind", [RunConfig, PrepareConfig, TrainingConfig])
+def test_every_option_says_what_it_is(kind: type[FileConfig]) -> None:
     def check(model: type[BaseModel]) -> None:
         for name, info in model.model_fields.items():
             assert info.description, f"{model.__name__}.{name}"
             if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
                 check(info.annotation)
 
-    check(RunConfig)
+    check(kind)
 
 
 def test_overrides_win_over_the_file_and_are_yaml(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Training as a job: on Ray Train, or in this process."""
