@@ -18,10 +18,13 @@ COMMANDS = {
     "verify": "Check that every song of a catalog is there and whole.",
     "sweep": "List, then delete, files of a catalog that no song names.",
     "compact": "Merge a catalog's many small row files into one a bucket.",
+    "prepare": "Encode music to data that a model can be trained on.",
+    "train": "Train a part of a model, or an adapter, on this machine or a Ray cluster.",
     "report": "Write a page about a catalog, with players and pictures.",
     "export": "Deliver a catalog as Hugging Face Parquet, WebDataset, audiofolder or JSONL.",
     "serve": "Serve the HTTP API and a page to make songs on, on this machine.",
     "song": "Make one song from a prompt, on this machine.",
+    "evaluate": "Judge whether what a model makes is what its prompts say.",
     "weights": "Look at a checkpoint, or bring a complete one to a folder.",
 }
 """Names and one line each, kept here so that `--help` need not import the commands and what they need."""
